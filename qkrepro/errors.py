@@ -1,0 +1,76 @@
+"""The package's own errors, and the checks that raise them: every message names the argument, its value, what is allowed."""
+
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class QKReproError(ValueError):
+    """Bad input of any kind; the command line prints its message as one line and exits with 2."""
+
+
+class ShapeError(QKReproError):
+    """Tensors whose shapes do not fit together."""
+
+
+class ArgumentError(QKReproError):
+    """A value outside what is allowed: a temperature, a location, a variance, a name."""
+
+
+class CheckpointError(QKReproError):
+    """A file of weights that is missing, damaged, refused or of an unknown architecture."""
+
+
+class CorpusError(QKReproError):
+    """A corpus that is missing, damaged, empty or not UTF-8."""
+
+
+class RunError(QKReproError):
+    """A training run or a record that cannot be started, continued or read."""
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise ArgumentError when a tensor holds a NaN or an infinity."""
+    if not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise ArgumentError(f"{name} holds {bad} non-finite values of {value.numel()}; all must be finite")
+
+
+def check_number(name: str, value: Any, *, above: float | None = None, at_least: float | None = None) -> None:
+    """Raise ArgumentError unless `value` is one finite real number, > `above` and >= `at_least` where given."""
+    bounds = [f"> {above:g}"] * (above is not None) + [f">= {at_least:g}"] * (at_least is not None)
+    allowed = " and ".join(["a finite number", *bounds])
+    good = isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) < float("inf")
+    good = good and (above is None or float(value) > above) and (at_least is None or float(value) >= at_least)
+    if not good:
+        raise ArgumentError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def check_integer(name: str, value: Any, *, at_least: int) -> None:
+    """Raise ArgumentError unless `value` is an integer >= `at_least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ArgumentError(f"{name} is {value!r}; allowed: an integer >= {at_least}")
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise ArgumentError unless `value` is one of the allowed names."""
+    choices = list(allowed)
+    if value not in choices:
+        raise ArgumentError(f"{name} is {value!r}; allowed: {', '.join(choices)}")
+
+
+def check_qk_shapes(w_q: Tensor, w_k: Tensor) -> None:
+    """Raise ShapeError unless w_q and w_k have one shape (..., d_head, d_model) with d_head <= d_model; check finiteness."""
+    if w_q.shape != w_k.shape:
+        raise ShapeError(f"w_q has shape {tuple(w_q.shape)} and w_k {tuple(w_k.shape)}; they must be equal")
+    if w_q.ndim < 2 or 0 in w_q.shape:
+        raise ShapeError(f"w_q has shape {tuple(w_q.shape)}; allowed: (..., d_head, d_model), none of them 0")
+    if w_q.shape[-2] > w_q.shape[-1]:
+        raise ShapeError(
+            f"w_q has d_head = {w_q.shape[-2]} > d_model = {w_q.shape[-1]}; d_head must not exceed d_model"
+        )
+    check_finite("w_q", w_q)
+    check_finite("w_k", w_k)
