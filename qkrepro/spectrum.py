@@ -1,0 +1,218 @@
+"""The eigenspectrum of a query-key matrix W_QK = w_qᵀ w_k: eigenvalues, moments, matrices with a chosen spectrum.
+
+Everything is float64, and no moment forms a d_model × d_model matrix. "Mean" and "variance" of a spectrum always run
+over all d_model eigenvalues, the zeros included. Source: book, "The eigenspectrum"; arXiv 2402.02098 (abstract).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from qkrepro.errors import ArgumentError, ShapeError, check_finite, check_integer, check_number, check_qk_shapes
+
+
+@dataclass(frozen=True)
+class SpectrumMoments:
+    """Moments of W, one number a matrix: float64 tensors with the leading (batch) shape of the weights.
+
+    `eigen_variance` is tr W²/d − (tr W/d)². For complex eigenvalues it is the mean of (λ − mean)², not of |λ − mean|²,
+    and can be negative: a plane rotation by 90 degrees has eigenvalues ±i and variance −1.
+    """
+
+    d_model: int  # the number of eigenvalues that means and variances run over
+    trace: Tensor  # ξ, the sum of the eigenvalues
+    trace_sq: Tensor  # tr W² = η for increments of unit covariance, the sum of their squares
+    frobenius_sq: Tensor  # ‖W‖_F², the sum of the squared singular values; equals tr W² when W is symmetric
+    spectral_norm: Tensor  # ‖W‖_2, the largest singular value
+
+    @property
+    def eigen_mean(self) -> Tensor:
+        """Mean over all d_model eigenvalues, tr W / d_model."""
+        return self.trace / self.d_model
+
+    @property
+    def eigen_variance(self) -> Tensor:
+        """Variance over all d_model eigenvalues, tr W²/d_model − (tr W/d_model)²; negative for some complex spectra."""
+        return self.trace_sq / self.d_model - self.eigen_mean.square()
+
+
+def qk_matrix(w_q: Tensor, w_k: Tensor) -> Tensor:
+    """Return W_QK = w_qᵀ w_k itself, for looking at: nothing else in this module needs it.
+
+    w_q, w_k: (..., d_head, d_model), the weights of the query and key projections (q = w_q x, k = w_k x).
+    Returns float64, (..., d_model, d_model), of rank at most d_head. The logit of query t and key i is x_tᵀ W_QK x_i.
+    Raises ShapeError when the two shapes differ or d_head > d_model, ArgumentError for non-finite weights.
+    """
+    check_qk_shapes(w_q, w_k)
+    w: Tensor = w_q.double().mT @ w_k.double()  # (..., d_model, d_model)
+    return w
+
+
+def qk_eigenvalues(w_q: Tensor, w_k: Tensor) -> Tensor:
+    """Eigenvalues of W_QK = w_qᵀ w_k that can differ from zero, per head.
+
+    w_q, w_k: (..., d_head, d_model), the weights of the query and key projections (q = w_q x).
+    Returns complex128, (..., d_head); the other d_model − d_head eigenvalues of W_QK are zero.
+    Raises ShapeError when the two shapes differ or d_head > d_model, ArgumentError for non-finite weights.
+    Source: book, "The eigenspectrum"; AB and BA share their non-zero eigenvalues.
+    """
+    check_qk_shapes(w_q, w_k)
+    return torch.linalg.eigvals(w_k.double() @ w_q.double().mT)  # (..., d_head), of the d_head × d_head product
+
+
+def qk_moments(w_q: Tensor, w_k: Tensor) -> SpectrumMoments:
+    """Moments of W_QK = w_qᵀ w_k, per head, from d_head × d_head products alone.
+
+    w_q, w_k: (..., d_head, d_model). Returns float64 tensors of the leading shape (...).
+    The singular values come from the triangular QR factors, which keep full relative accuracy where the Gram matrices
+    w_q w_qᵀ would square the condition number.
+    Raises ShapeError when the two shapes differ or d_head > d_model, ArgumentError for non-finite weights.
+    """
+    check_qk_shapes(w_q, w_k)
+    q, k = w_q.double(), w_k.double()
+    small = k @ q.mT  # (..., d_head, d_head), the non-zero eigenvalues of W
+    r_q, r_k = torch.linalg.qr(q.mT, mode="r").R, torch.linalg.qr(k.mT, mode="r").R  # (..., d_head, d_head)
+    core = r_q @ r_k.mT  # (..., d_head, d_head), the non-zero singular values of W
+    return SpectrumMoments(
+        d_model=q.shape[-1],
+        trace=(q * k).sum((-2, -1)),
+        trace_sq=(small * small.mT).sum((-2, -1)),
+        frobenius_sq=core.square().sum((-2, -1)),
+        spectral_norm=torch.linalg.matrix_norm(core, 2),
+    )
+
+
+def matrix_moments(w: Tensor) -> SpectrumMoments:
+    """Moments of matrices that are given whole: w (..., d, d), real. Returns float64 tensors of the leading shape.
+
+    Raises ShapeError unless w is square, ArgumentError for non-finite entries.
+    """
+    check_square("w", w)
+    w = w.double()
+    return SpectrumMoments(
+        d_model=w.shape[-1],
+        trace=w.diagonal(dim1=-2, dim2=-1).sum(-1),
+        trace_sq=(w * w.mT).sum((-2, -1)),
+        frobenius_sq=w.square().sum((-2, -1)),
+        spectral_norm=torch.linalg.matrix_norm(w, 2),
+    )
+
+
+def random_spectrum_matrix(
+    dim: int,
+    mean: float,
+    variance: float,
+    *,
+    symmetric: bool = True,
+    non_normality: float | None = None,
+    batch: tuple[int, ...] = (),
+    generator: Generator,
+) -> Tensor:
+    """Draw W = U (D + N) Uᵀ whose dim real eigenvalues have exactly this mean and variance.
+
+    D: a Gaussian sample shifted and scaled to the exact mean and (population) variance; U: a Haar-random rotation.
+    symmetric=True has N = 0. symmetric=False keeps the eigenvalues D and adds N, Gaussian and strictly upper
+    triangular, with ‖N‖_F = `non_normality` (default ‖D‖_F, so that ‖W‖_F² = 2 tr W²): same eigenvalues, other
+    singular values. An eigenvalue solver scatters the eigenvalues of a strongly non-normal W (equal ones most of
+    all, by a power 1/dim of the rounding error); tr W and tr W², hence mean and variance, stay exact.
+    Returns float64, (*batch, dim, dim), on the generator's device.
+    Raises ArgumentError for dim < 1, variance < 0, variance > 0 at dim 1, or a `non_normality` that is negative or
+    given together with symmetric=True.
+    """
+    _check_random_spectrum(dim, mean, variance, symmetric, non_normality)
+    eigenvalues = mean + variance**0.5 * _standard_sample((*batch, dim), generator)  # (*batch, dim)
+    core = torch.diag_embed(eigenvalues)  # (*batch, dim, dim)
+    if not symmetric and dim > 1:
+        strict = _normal((*batch, dim, dim), generator).triu(1)
+        norm = (
+            eigenvalues.norm(dim=-1) if non_normality is None else torch.full_like(eigenvalues[..., 0], non_normality)
+        )
+        core = core + strict * (norm / torch.linalg.matrix_norm(strict))[..., None, None]
+    rotation = random_rotation(dim, batch=batch, generator=generator)
+    w = rotation @ core @ rotation.mT
+    return (w + w.mT) / 2 if symmetric else w
+
+
+def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generator) -> Tensor:
+    """Haar-random orthogonal matrices, float64, (*batch, dim, dim): QR of a Gaussian with the signs of R moved to Q."""
+    check_integer("dim", dim, at_least=1)
+    q, r = torch.linalg.qr(_normal((*batch, dim, dim), generator))
+    rotation: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]  # flips columns of q
+    return rotation
+
+
+def factor(w: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
+    """Balanced factors (w_q, w_k) with w = w_qᵀ w_k and w_q w_qᵀ = w_k w_kᵀ (diagonal: the singular values of w).
+
+    w: (..., d_model, d_model). Returns two float64 tensors (..., d_head, d_model).
+    Raises ShapeError unless w is square, ArgumentError for non-finite w, for d_head outside 1..d_model, and when the
+    rank of w (at the precision of its dtype) is above d_head.
+    """
+    check_square("w", w)
+    d_model = w.shape[-1]
+    check_integer("d_head", d_head, at_least=1)
+    if d_head > d_model:
+        raise ArgumentError(f"d_head is {d_head}; allowed: at most d_model = {d_model}")
+    u, s, vh = torch.linalg.svd(w.double())
+    precision = torch.finfo(w.dtype).eps if w.dtype.is_floating_point else torch.finfo(torch.float64).eps
+    rank = int((s > s[..., :1] * d_model * precision).sum(-1).max())
+    if rank > d_head:
+        raise ArgumentError(f"w has rank {rank}; allowed: at most d_head = {d_head}")
+    root = s[..., :d_head, None].sqrt()  # (..., d_head, 1)
+    return root * u.mT[..., :d_head, :], root * vh[..., :d_head, :]
+
+
+def covariance_root(cov: Tensor, dim: int, *, name: str = "cov") -> Tensor:
+    """Symmetric square root Σ^{1/2} of a covariance matrix, float64, (dim, dim).
+
+    Raises ShapeError unless cov is (dim, dim), ArgumentError when it is not finite, not symmetric or not positive
+    semi-definite (a rounding error of 1e-10 of the largest entry or eigenvalue is let through).
+    """
+    if cov.shape != (dim, dim):
+        raise ShapeError(f"{name} has shape {tuple(cov.shape)}; allowed: {(dim, dim)}")
+    check_finite(name, cov)
+    cov = cov.double()
+    if float((cov - cov.mT).abs().max()) > 1e-10 * float(cov.abs().max()):
+        raise ArgumentError(f"{name} differs from its transpose by {float((cov - cov.mT).abs().max()):.3g}; allowed: 0")
+    values, vectors = torch.linalg.eigh(cov)
+    if float(values[0]) < -1e-10 * float(values.abs().max()):
+        raise ArgumentError(
+            f"{name} has an eigenvalue {float(values[0]):.3g}; allowed: a positive semi-definite matrix"
+        )
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+    return root
+
+
+def check_square(name: str, w: Tensor) -> None:
+    """Raise ShapeError unless w is (..., d, d) with d >= 1, ArgumentError unless it is finite."""
+    if w.ndim < 2 or w.shape[-2] != w.shape[-1] or 0 in w.shape:
+        raise ShapeError(f"{name} has shape {tuple(w.shape)}; allowed: square matrices (..., d, d)")
+    check_finite(name, w)
+
+
+def _check_random_spectrum(
+    dim: int, mean: float, variance: float, symmetric: bool, non_normality: float | None
+) -> None:
+    check_integer("dim", dim, at_least=1)
+    check_number("mean", mean)
+    check_number("variance", variance, at_least=0)
+    if dim == 1 and variance > 0:
+        raise ArgumentError(f"variance is {variance!r} at dim 1; allowed: 0, since one number does not vary")
+    if non_normality is not None:
+        check_number("non_normality", non_normality, at_least=0)
+        if symmetric:
+            raise ArgumentError(f"non_normality is {non_normality!r} with symmetric=True; allowed: None there")
+
+
+def _standard_sample(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Gaussian sample with mean exactly 0 and population variance exactly 1 along the last dimension (0 if it is 1)."""
+    sample = _normal(shape, generator)
+    sample = sample - sample.mean(-1, keepdim=True)
+    if shape[-1] == 1:
+        return torch.zeros_like(sample)
+    return sample / sample.square().mean(-1, keepdim=True).sqrt()
+
+
+def _normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
