@@ -1,4 +1,4 @@
-"""The numbers behind the figures: one JSON file a chapter, written by its notebook, read by the verdicts and the tests."""
+"""The numbers behind the figures: one JSON file a chapter, written by its notebook, read by verdicts and tests."""
 
 import json
 import os
@@ -14,7 +14,7 @@ FOLDER_VARIABLE = "QKREPRO_NUMBERS"
 
 
 def book_root() -> Path:
-    """Folder of the book: the nearest one, from the working directory upwards, that holds `_toc.yml` and `notebooks/`."""
+    """Folder of the book: the nearest one from the working directory upwards with `_toc.yml` and `notebooks/`."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
@@ -25,7 +25,7 @@ def book_root() -> Path:
 def numbers_folder(profile: str = COMMITTED_PROFILE) -> Path:
     """Folder of the numbers of a profile: `notebooks/numbers` for `quick`, `_build/<profile>/numbers` for others.
 
-    The variable QKREPRO_NUMBERS names another folder: the tests use it to keep a re-execution apart from what is committed.
+    The variable QKREPRO_NUMBERS names another folder: tests use it to keep a re-execution apart from what is committed.
     """
     if os.environ.get(FOLDER_VARIABLE):
         return Path(os.environ[FOLDER_VARIABLE])
@@ -37,8 +37,8 @@ def numbers_folder(profile: str = COMMITTED_PROFILE) -> Path:
 def save_numbers(chapter: str, profile: str, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write the tables of a chapter, named as in its verdict rules, as `<chapter>.json` in the profile's folder.
 
-    Tables are tidy: one row an observation, plain columns (numbers, strings, booleans); the index is dropped. Values keep
-    12 significant digits. The file appears whole or not at all.
+    Tables are tidy: one row an observation, plain columns (numbers, strings, booleans); the index is dropped. Values
+    keep 12 significant digits. The file appears whole or not at all.
     """
     content = {"chapter": chapter, "profile": profile, "tables": {name: _columns(t) for name, t in tables.items()}}
     target = numbers_folder(profile) / f"{chapter}.json"
