@@ -32,6 +32,10 @@ class RunError(QKReproError):
     """A training run or a record that cannot be started, continued or read."""
 
 
+class NotebookError(QKReproError):
+    """A notebook that failed when it ran, or whose cells or parameters break the book's rules."""
+
+
 def check_finite(name: str, value: Tensor) -> None:
     """Raise ArgumentError when a tensor holds a NaN or an infinity."""
     if not bool(torch.isfinite(value).all()):
@@ -41,7 +45,7 @@ def check_finite(name: str, value: Tensor) -> None:
 
 def check_number(name: str, value: Any, *, above: float | None = None, at_least: float | None = None) -> None:
     """Raise ArgumentError unless `value` is one finite real number, > `above` and >= `at_least` where given."""
-    bounds = [f"> {above:g}"] * (above is not None) + [f">= {at_least:g}"] * (at_least is not None)
+    bounds = [f"{sign} {bound:g}" for sign, bound in ((">", above), (">=", at_least)) if bound is not None]
     allowed = " and ".join(["a finite number", *bounds])
     good = isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) < float("inf")
     good = good and (above is None or float(value) > above) and (at_least is None or float(value) >= at_least)
