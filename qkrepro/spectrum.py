@@ -58,7 +58,9 @@ def qk_eigenvalues(w_q: Tensor, w_k: Tensor) -> Tensor:
     Source: book, "The eigenspectrum"; AB and BA share their non-zero eigenvalues.
     """
     check_qk_shapes(w_q, w_k)
-    return torch.linalg.eigvals(w_k.double() @ w_q.double().mT)  # (..., d_head), of the d_head × d_head product
+    small = w_k.double() @ w_q.double().mT  # (..., d_head, d_head)
+    values: Tensor = torch.linalg.eigvals(small)  # (..., d_head)
+    return values
 
 
 def qk_moments(w_q: Tensor, w_k: Tensor) -> SpectrumMoments:
