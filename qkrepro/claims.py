@@ -15,6 +15,7 @@ from qkrepro.errors import ArgumentError, check_choice
 from qkrepro.figure_numbers import COMMITTED_PROFILE, book_root, load_numbers, numbers_folder
 from qkrepro.verdict_rules import Tables, Verdict
 
+STORED = "verdicts.csv"
 Provenance = Literal["paper", "reported", "derived", "ours"]
 
 
@@ -156,14 +157,27 @@ def verdict_summary(table: pd.DataFrame) -> str:
     return "\n".join(["| claim | provenance | verdict |", "| --- | --- | --- |", *lines, ""])
 
 
+def changed_verdicts(table: pd.DataFrame, folder: Path | None = None) -> list[str]:
+    """Names of the claims whose stored verdict (`book/generated/verdicts.csv`) no longer follows from the data."""
+    path = (folder or book_root() / "book" / "generated") / STORED
+    if not path.is_file():
+        raise ArgumentError(f"{path} is missing; write it with `qkrepro claims --write`")
+    stored = pd.read_csv(path, dtype=str).set_index("claim")
+    current = table.set_index("claim")[["outcome", "because"]]
+    names = current.index.union(stored.index, sort=False)
+    same = current.reindex(names).fillna("").eq(stored.reindex(names).fillna("")).all(axis=1)
+    return [str(name) for name in names[~same]]
+
+
 def write_pages(folder: Path | None = None) -> list[Path]:
-    """Write `claims.md` and `verdicts.md` to `book/generated` (or `folder`) from the committed numbers."""
+    """Write `claims.md`, `verdicts.md` and the stored `verdicts.csv` to `book/generated`, or to `folder`."""
     root = book_root()
     target = folder or root / "book" / "generated"
     target.mkdir(parents=True, exist_ok=True)
     chapters = [path.stem for path in (root / "notebooks").glob("*.ipynb")]
     table = verdicts()
-    pages = {"claims.md": claims_page(table, chapters), "verdicts.md": verdict_summary(table)}
+    stored = table[["claim", "outcome", "because"]].to_csv(index=False, lineterminator="\n")
+    pages = {"claims.md": claims_page(table, chapters), "verdicts.md": verdict_summary(table), STORED: stored}
     for name, text in pages.items():
         temporary = target / f"{name}.tmp"
         temporary.write_text(text, encoding="utf-8")

@@ -33,6 +33,43 @@ def _options(
     pass
 
 
+@app.command()
+def claims(
+    write: Annotated[
+        bool, typer.Option("--write", help="Store the verdicts and write the pages made of them.")
+    ] = False,
+) -> None:
+    """Judge every claim from the saved numbers; exit 1 when a stored verdict no longer follows from them."""
+    from qkrepro.claims import changed_verdicts, verdicts, write_pages
+
+    table = verdicts()
+    typer.echo(table[["claim", "provenance", "outcome", "because"]].to_string(index=False, justify="left"))
+    if write:
+        write_pages()
+    elif changed := changed_verdicts(table):
+        typer.echo(f"stored verdicts that no longer follow from the data: {', '.join(changed)}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def figures(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Notebooks, such as 03_signal_propagation; none: all.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="Parameters to run with: smoke, quick (what is committed), paper.")
+    ] = "quick",
+    force: Annotated[bool, typer.Option("--force", help="Execute notebooks that are up to date too.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only say what is stale; exit 1 when something is.")] = False,
+) -> None:
+    """Execute the notebooks whose inputs changed and keep their outputs, numbers and figures."""
+    from qkrepro.execution import run_figures
+
+    stale = run_figures(names or [], profile, force=force, check=check, say=typer.echo)
+    if check and stale:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command; bad input is one line on stderr and exit code 2, never a traceback."""
     try:
