@@ -1,0 +1,184 @@
+"""Signal propagation: the probability ρ_θ that the token at location θ is not saturated by the linearised softmax.
+
+The walk x_t = ε_1 + … + ε_t has increments ε ~ N(0, Σ), the query is the last token, and M = LᵀWL with LLᵀ = Σ. The
+centred logit of token i is γ UᵀMU + √c ZᵀMU with U, Z standard normal, γ = i − (T + 1)/2, c = (T² − 1)/12, and
+ρ_i = P(−λ < logit < λ(T − 1)). Source: theory.md sections 3 to 7 (derived from arXiv 2402.02098, ours where marked).
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qkrepro.errors import (
+    ArgumentError,
+    ShapeError,
+    check_choice,
+    check_finite,
+    check_integer,
+    check_number,
+)
+from qkrepro.spectrum import check_square, covariance_root
+
+METHODS = ("limit", "exact", "monte-carlo")
+
+
+class PropagationEstimate(NamedTuple):
+    """A Monte Carlo profile: rho and its 95% Wilson interval [low, high], each float64, shaped like theta."""
+
+    rho: Tensor
+    low: Tensor
+    high: Tensor
+
+
+@dataclass(frozen=True)
+class Localization:
+    """How localized a profile is, float64, (...)."""
+
+    index: Tensor  # 1 − exp(H(p))/span, 0 for a flat profile
+    centre: Tensor  # ∫ θ p dθ
+    level: Tensor  # ∫ ρ dθ / span, the mean of ρ
+
+
+def signal_propagation_limit(
+    theta: Any,
+    trace: Any,
+    trace_sq: Any,
+    frobenius_sq: Any = None,
+    temperature: float = 1.0,
+    length: int | None = None,
+) -> Tensor:
+    """ρ_θ when the logit is Gaussian, from the moments tr M, tr M² and ‖M‖_F² alone.
+
+    theta: (n,) or any shape, in (0, 1]. trace, trace_sq, frobenius_sq: numbers or tensors of one shape (...);
+    frobenius_sq=None says that M is symmetric, ‖M‖_F² = tr M². length=None takes T → ∞ (thresholds 0 and λ in units
+    of T); a length in tokens takes the moments and the thresholds −λ and λ(T − 1) of that T. M = 0 gives 1.
+    Returns float64, (..., *theta.shape). Raises ArgumentError for θ outside (0, 1], temperature <= 0, length < 2,
+    |tr M²| > ‖M‖_F².
+    Source: theory.md section 5; the book, "Signal propagation". Good when no singular value of M dominates.
+    """
+    theta = _check_theta(theta)
+    check_number("temperature", temperature, above=0)
+    xi, eta, frob = _check_moments(trace, trace_sq, frobenius_sq, theta.ndim)
+    if length is None:
+        gamma, spread_sq, lower, upper = theta - 0.5, 1 / 12, 0.0, float(temperature)
+    else:
+        gamma, spread_sq, lower, upper = finite_length_law(theta, length, temperature)
+    mean = gamma * xi  # (..., *theta.shape)
+    std = ((gamma**2 + spread_sq) * frob + gamma**2 * eta).sqrt()  # (..., *theta.shape)
+    rho = _normal_interval((lower - mean) / std, (upper - mean) / std)
+    return torch.where(frob > 0, rho, torch.ones_like(rho))
+
+
+def finite_length_law(theta: Any, length: int, temperature: float) -> tuple[Tensor, float, float, float]:
+    """γ of each location, c = (T² − 1)/12 and the thresholds −λ, λ(T − 1) of a walk of `length` tokens.
+
+    θ stands for token i = clamp(⌊θT + ½⌋, 1, T), γ = i − (T + 1)/2 (float64, shaped like theta).
+    Source: theory.md sections 3 and 4.
+    """
+    check_integer("length", length, at_least=2)
+    token = (_check_theta(theta) * length + 0.5).floor().clamp(1, length)
+    return token - (length + 1) / 2, (length**2 - 1) / 12, -float(temperature), float(temperature) * (length - 1)
+
+
+def localization(theta: Any, rho: Any) -> Localization:
+    """Localization index, centre and level of profiles ρ on a grid of locations.
+
+    theta: (n,), n >= 2, strictly increasing, in (0, 1]. rho: (..., n), non-negative. Integrals by the trapezoid rule
+    on the grid; with p = ρ/∫ρ, H(p) = −∫ p log p and span = θ_n − θ_1, the index is 1 − exp(H(p))/span: 0 for a flat
+    profile on any grid, 1 − width/span for an indicator. The level is ∫ρ/span, the mean of ρ; below 1e-12 the index
+    and the centre are NaN (the index ignores the level, so report both).
+    Source: theory.md section 7 (ours).
+    """
+    theta, rho = _check_theta(theta), torch.as_tensor(rho, dtype=torch.float64)
+    if theta.ndim != 1 or len(theta) < 2 or not bool((theta.diff() > 0).all()):
+        raise ShapeError(f"theta has shape {tuple(theta.shape)}; allowed: (n,), n >= 2, strictly increasing")
+    if rho.shape[-1:] != theta.shape:
+        raise ShapeError(f"rho has shape {tuple(rho.shape)} and theta {tuple(theta.shape)}; allowed: (..., n) and (n,)")
+    check_finite("rho", rho)
+    if bool((rho < 0).any()):
+        raise ArgumentError(f"rho has a minimum of {float(rho.min()):g}; allowed: values >= 0")
+    steps = theta.diff()
+    weight = torch.zeros_like(theta)  # (n,) trapezoid
+    weight[:-1] += steps / 2
+    weight[1:] += steps / 2
+    level = (weight * rho).sum(-1) / weight.sum()  # (...)
+    p = rho / (level * weight.sum())[..., None]  # (..., n)
+    entropy = -(weight * torch.xlogy(p, p)).sum(-1)
+    defined = level >= 1e-12
+    nan = torch.full_like(level, torch.nan)
+    index = torch.where(defined, 1 - entropy.exp() / weight.sum(), nan)
+    centre = torch.where(defined, (weight * theta * p).sum(-1), nan)
+    return Localization(index, centre, level)
+
+
+def signal_propagation(
+    theta: Any,
+    w: Tensor,
+    *,
+    temperature: float = 1.0,
+    length: int | None = None,
+    cov: Tensor | None = None,
+    method: str = "limit",
+    samples: int = 20_000,
+    generator: torch.Generator | None = None,
+) -> Tensor | PropagationEstimate:
+    """ρ_θ of the query-key matrix `w` on a random walk, by one of three methods.
+
+    theta: any shape, in (0, 1]. w: (d, d), any floating dtype. cov: (d, d), covariance of the walk's increments,
+    identity if None. temperature λ > 0 divides the logits. length: tokens, at least 2; None is T → ∞ ("limit" only).
+    """
+    theta = _check_theta(theta)
+    check_number("temperature", temperature, above=0)
+    check_choice("method", method, METHODS)
+    m = whiten(w, cov)  # (d, d)
+    if method == "limit":
+        moments = (m.trace(), (m * m.mT).sum(), (m * m).sum())
+        return signal_propagation_limit(theta, *moments, temperature, length)
+    raise ArgumentError(f"method is {method!r}; not here yet")
+
+
+def whiten(w: Tensor, cov: Tensor | None = None) -> Tensor:
+    """M = Σ^{1/2} W Σ^{1/2}, the query-key matrix in whitened variables; float64, (d, d).
+
+    w: (d, d). cov: (d, d), covariance Σ of the walk's increments; None is the identity. Raises ShapeError for shapes
+    that do not match, ArgumentError for a non-finite w or a cov that is not positive semi-definite.
+    """
+    if w.ndim != 2:
+        raise ShapeError(f"w has shape {tuple(w.shape)}; allowed: (d, d)")
+    check_square("w", w)
+    if cov is None:
+        return w.double()
+    root = covariance_root(cov, len(w))
+    return root @ w.double() @ root
+
+
+def _check_theta(theta: Any) -> Tensor:
+    values = torch.as_tensor(theta, dtype=torch.float64)
+    outside = ~((values > 0) & (values <= 1))
+    if values.numel() == 0 or bool(outside.any()):
+        found = f"{float(values[outside].flatten()[0]):g}" if values.numel() else "nothing"
+        raise ArgumentError(f"theta holds {found}; allowed: locations in (0, 1]")
+    return values
+
+
+def _check_moments(trace: Any, trace_sq: Any, frobenius_sq: Any, ndim: int) -> tuple[Tensor, Tensor, Tensor]:
+    xi, eta = torch.as_tensor(trace, dtype=torch.float64), torch.as_tensor(trace_sq, dtype=torch.float64)
+    frob = eta if frobenius_sq is None else torch.as_tensor(frobenius_sq, dtype=torch.float64)
+    for name, value in (("trace", xi), ("trace_sq", eta), ("frobenius_sq", frob)):
+        check_finite(name, value)
+    if bool((eta.abs() > frob * (1 + 1e-9)).any()):
+        raise ArgumentError(
+            "trace_sq exceeds frobenius_sq in size; allowed: |tr M²| <= ‖M‖_F² (for symmetric M tr M² >= 0)"
+        )
+    tail = (..., *(None,) * ndim)
+    return xi[tail], eta[tail], frob[tail]
+
+
+def _normal_interval(low: Tensor, high: Tensor) -> Tensor:
+    """Φ(high) − Φ(low), computed in the nearer tail so that small probabilities keep their digits."""
+    flip = low > 0
+    a, b = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    probability: Tensor = torch.special.ndtr(b) - torch.special.ndtr(a)
+    return probability
