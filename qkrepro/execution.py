@@ -1,0 +1,230 @@
+"""Execute the notebooks whose inputs changed, with papermill underneath; `staleness` says which those are.
+
+A notebook runs to the end or leaves what is committed as it was. At the committed profile it is replaced in place; any
+other profile goes to `_build/<profile>/notebooks`, so that it never feeds a verdict.
+"""
+
+import base64
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nbformat import NotebookNode
+
+from qkrepro.errors import NotebookError, check_choice
+from qkrepro.figure_numbers import COMMITTED_PROFILE, FOLDER_VARIABLE, book_root, numbers_folder
+from qkrepro.notebooks import (
+    clean,
+    default_parameters,
+    plain_value,
+    read_notebook,
+    replace_file,
+    with_parameters,
+    write_notebook,
+)
+from qkrepro.staleness import changed_inputs, input_digests
+
+CENTRAL_FIGURE = (
+    "08_both_at_once",
+    "central-figure",
+    "book/images/both_at_once.png",
+)  # notebook, tag of its cell, picture
+THREADS = "2"
+TIMEOUT = 3600  # seconds a cell
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A notebook at a profile: what it is read from, where its outputs go, its parameters and the records it reads."""
+
+    name: str
+    profile: str
+    source: Path
+    target: Path
+    parameters: dict[str, Any]
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an execution took: wall and processor seconds, peak memory of the kernel in MB (0 where it is not known)."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+
+
+def run_figures(
+    names: Sequence[str] = (),
+    profile: str = COMMITTED_PROFILE,
+    *,
+    force: bool = False,
+    check: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Execute the stale ones of the named notebooks (default: all), with a line about each; returns their names.
+
+    force: execute those that are up to date too. check: only say what is stale, and execute nothing.
+    Raises ArgumentError for an unknown name or profile, NotebookError when a notebook failed (after the others ran), or
+    when its defaults are not the committed profile.
+    """
+    root = book_root()
+    chapters = find_chapters(root, names, profile)
+    reasons = {chapter.name: ["forced"] if force else stale_inputs(root, chapter) for chapter in chapters}
+    todo = [chapter for chapter in chapters if reasons[chapter.name]]
+    say(f"profile {profile}: {len(chapters) - len(todo)} of {len(chapters)} notebooks up to date, {len(todo)} to run")
+    failures = []
+    for number, chapter in enumerate(todo, 1):
+        label, left = f"[{number}/{len(todo)}] {chapter.name}", len(todo) - number
+        say(f"{label}: {_because(reasons[chapter.name])}")
+        if check:
+            continue
+        try:
+            cost = execute(root, chapter, label)
+        except NotebookError as error:
+            failures.append(str(error))
+            say(f"{label}: FAILED, {error}")
+            continue
+        _keep_cost(root, chapter, cost)
+        say(f"{label}: {cost.wall_s:.1f} s (CPU {cost.cpu_s:.1f} s, peak {cost.peak_mb:.0f} MB), {left} left")
+    if failures:
+        raise NotebookError(
+            f"{len(failures)} of {len(todo)} notebooks failed, nothing of them changed: {'; '.join(failures)}"
+        )
+    return [chapter.name for chapter in todo]
+
+
+def find_chapters(root: Path, names: Sequence[str], profile: str) -> list[Chapter]:
+    """The named notebooks (none named: all) at a profile, in the order of the book.
+
+    Raises ArgumentError for an unknown name or profile, NotebookError when the profile names parameters that the
+    notebook has not, or when the committed profile and the defaults differ.
+    """
+    profiles = sorted(path.stem for path in (root / "notebooks" / "profiles").glob("*.yaml"))
+    check_choice("profile", profile, profiles)
+    content = (root / "notebooks" / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(content) or {}
+    known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+    wanted = [Path(name).stem if name.endswith(".ipynb") else name for name in names] or known
+    for name in wanted:
+        check_choice("notebook", name, known)
+    folder = root / "notebooks" if profile == COMMITTED_PROFILE else root / "_build" / profile / "notebooks"
+    chapters = []
+    for name in sorted(set(wanted)):
+        check_choice(f"entry in notebooks/profiles/{profile}.yaml", name, entries)
+        entry, source = entries[name] or {}, root / "notebooks" / f"{name}.ipynb"
+        parameters = {"profile": profile, **(entry.get("parameters") or {})}
+        _check_parameters(name, profile, parameters, default_parameters(read_notebook(source)))
+        chapters.append(
+            Chapter(name, profile, source, folder / source.name, parameters, tuple(entry.get("reads") or ()))
+        )
+    return chapters
+
+
+def stale_inputs(root: Path, chapter: Chapter) -> list[str]:
+    """What changed since the outputs of a chapter were made; empty when they are current."""
+    if not chapter.target.is_file():
+        return ["no outputs yet"]
+    made_from = read_notebook(chapter.target).metadata.get("qkrepro", {}).get("inputs", {})
+    return changed_inputs(made_from, digests(root, chapter)) if made_from else ["no outputs yet"]
+
+
+def digests(root: Path, chapter: Chapter) -> dict[str, str]:
+    """Digests of what the outputs of a chapter follow from."""
+    cells = [cell.source for cell in read_notebook(chapter.source).cells if cell.cell_type == "code"]
+    return input_digests(root, cells, chapter.parameters, chapter.reads)
+
+
+def execute(root: Path, chapter: Chapter, label: str = "") -> Cost:
+    """Run one chapter to a temporary file and put it, its numbers and the central figure in place when it succeeded.
+
+    Raises NotebookError naming the cell and the error; the run that failed is kept under `_build/failed`.
+    """
+    from papermill import PapermillExecutionError
+
+    from qkrepro.kernel import run_notebook
+
+    inputs = digests(root, chapter)  # before the run: a module edited meanwhile makes the outputs stale
+    notebook = with_parameters(read_notebook(chapter.source), chapter.parameters)
+    numbers = numbers_folder(chapter.profile)
+    with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
+        draft, made = Path(scratch) / chapter.source.name, Path(scratch) / "numbers"
+        made.mkdir()
+        for path in sorted(numbers.glob("*.json")):
+            shutil.copy2(path, made)
+        write_notebook(notebook, draft)
+        start = time.perf_counter()
+        try:
+            cpu_s, peak_mb = run_notebook(
+                draft, chapter.source.parent, _environment(root, made, scratch), label, TIMEOUT
+            )
+        except PapermillExecutionError as error:
+            failed = root / "_build" / "failed" / draft.name
+            failed.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(draft, failed)
+            what = " ".join(str(error.evalue).split())
+            raise NotebookError(f"{chapter.name}, cell {error.cell_index}: {error.ename}: {what}") from error
+        cost = Cost(time.perf_counter() - start, cpu_s, peak_mb)
+        result = clean(read_notebook(draft), {"profile": chapter.profile, "inputs": inputs})
+        picture = central_figure(chapter, result)
+        chapter.target.parent.mkdir(parents=True, exist_ok=True)
+        numbers.mkdir(parents=True, exist_ok=True)
+        if (made / f"{chapter.name}.json").is_file():
+            replace_file(numbers / f"{chapter.name}.json", (made / f"{chapter.name}.json").read_bytes())
+        if picture:
+            replace_file(root / CENTRAL_FIGURE[2], picture)
+        write_notebook(result, chapter.target)
+    return cost
+
+
+def central_figure(chapter: Chapter, notebook: NotebookNode) -> bytes | None:
+    """PNG of the cell tagged as the central figure, for the README and the front page; None in other chapters."""
+    name, tag, _ = CENTRAL_FIGURE
+    if chapter.name != name or chapter.profile != COMMITTED_PROFILE:
+        return None
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []) if tag in cell.metadata.get("tags", []) else []:
+            if "image/png" in output.get("data", {}):
+                return base64.b64decode(output["data"]["image/png"])
+    raise NotebookError(f"{name} has no cell with tag {tag!r} and a PNG output; the front page shows that picture")
+
+
+def _environment(root: Path, numbers: Path, scratch: str) -> dict[str, str]:
+    """Variables of a kernel: this checkout's package, fixed threads, numbers kept apart, no settings of the user's."""
+    dropped = {"MPLBACKEND", "COLUMNS", "LINES", "PYTHONWARNINGS", "PYTHONSTARTUP"}
+    paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), THREADS)
+    fixed |= {"PYTHONPATH": paths, "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    fixed |= {FOLDER_VARIABLE: str(numbers), "IPYTHONDIR": str(Path(scratch) / "ipython")}
+    return {name: value for name, value in os.environ.items() if name not in dropped} | fixed
+
+
+def _check_parameters(name: str, profile: str, wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    for parameter in wanted:
+        check_choice(f"parameter of {name} in notebooks/profiles/{profile}.yaml", parameter, defaults)
+    different = [each for each in defaults if plain_value(defaults[each]) != plain_value(wanted.get(each))]
+    if profile == COMMITTED_PROFILE and different:
+        raise NotebookError(
+            f"{name}: the defaults of its parameters cell and notebooks/profiles/{profile}.yaml differ in "
+            f"{', '.join(different)}; refusing to overwrite the committed outputs until they are equal"
+        )
+
+
+def _because(changed: Sequence[str]) -> str:
+    shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+    return shown if changed[0] in ("forced", "no outputs yet") else f"changed: {shown}"
+
+
+def _keep_cost(root: Path, chapter: Chapter, cost: Cost) -> None:
+    path = root / "_build" / chapter.profile / "costs.json"
+    costs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    costs[chapter.name] = {name: round(value, 2) for name, value in asdict(cost).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(costs, indent=1, sort_keys=True) + "\n").encode())
