@@ -78,7 +78,7 @@ def qk_moments(w_q: Tensor, w_k: Tensor) -> SpectrumMoments:
     core = r_q @ r_k.mT  # (..., d_head, d_head), the non-zero singular values of W
     return SpectrumMoments(
         d_model=q.shape[-1],
-        trace=(q * k).sum((-2, -1)),
+        trace=small.diagonal(dim1=-2, dim2=-1).sum(-1),
         trace_sq=(small * small.mT).sum((-2, -1)),
         frobenius_sq=core.square().sum((-2, -1)),
         spectral_norm=torch.linalg.matrix_norm(core, 2),
