@@ -5,12 +5,14 @@ centred logit of token i is γ UᵀMU + √c ZᵀMU with U, Z standard normal, �
 ρ_i = P(−λ < logit < λ(T − 1)). Source: theory.md sections 3 to 7 (derived from arXiv 2402.02098, ours where marked).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qkrepro.bilinear_law import interval_probability
 from qkrepro.errors import (
     ArgumentError,
     ShapeError,
@@ -19,7 +21,7 @@ from qkrepro.errors import (
     check_integer,
     check_number,
 )
-from qkrepro.spectrum import check_square, covariance_root
+from qkrepro.spectrum import check_square, covariance_root, matrix_moments
 
 METHODS = ("limit", "exact", "monte-carlo")
 
@@ -126,17 +128,62 @@ def signal_propagation(
 ) -> Tensor | PropagationEstimate:
     """ρ_θ of the query-key matrix `w` on a random walk, by one of three methods.
 
-    theta: any shape, in (0, 1]. w: (d, d), any floating dtype. cov: (d, d), covariance of the walk's increments,
-    identity if None. temperature λ > 0 divides the logits. length: tokens, at least 2; None is T → ∞ ("limit" only).
+    theta: any shape, in (0, 1]. w: (d, d), any floating dtype. temperature: λ > 0 divides the logits. length: tokens,
+    at least 2; None is T → ∞ ("limit" only). cov: (d, d), covariance of the walk's *increments*, None is the identity.
+    - "limit": the Gaussian form, at T → ∞ or with the moments of the given length;
+    - "exact": the law itself, absolute error below 1e-12, for every d, length and w;
+    - "monte-carlo": `samples` draws of (X, Y), 2d numbers each, the same draws at every location (their errors are
+      correlated along the profile); `generator` None is a fresh one of seed 0.
+    Returns ρ in float64 shaped like theta, for "monte-carlo" a `PropagationEstimate` with 95% Wilson intervals.
+    Raises ShapeError for shapes that do not match, ArgumentError for θ outside (0, 1], temperature <= 0, length < 2 or
+    missing, non-finite w, a cov that is not positive semi-definite, an unknown method.
+    Source: theory.md sections 3 to 6; the book, "Signal propagation".
     """
     theta = _check_theta(theta)
     check_number("temperature", temperature, above=0)
     check_choice("method", method, METHODS)
     m = whiten(w, cov)  # (d, d)
     if method == "limit":
-        moments = (m.trace(), (m * m.mT).sum(), (m * m).sum())
-        return signal_propagation_limit(theta, *moments, temperature, length)
-    raise ArgumentError(f"method is {method!r}; not here yet")
+        moments = matrix_moments(m)
+        return signal_propagation_limit(
+            theta, moments.trace, moments.trace_sq, moments.frobenius_sq, temperature, length
+        )
+    if length is None:
+        raise ArgumentError(f"length is None with method {method!r}; allowed: an integer >= 2 (None with 'limit' only)")
+    gamma, det, lower, upper = finite_length_law(theta, length, temperature)
+    if method == "exact":
+        return interval_probability(m, gamma, math.sqrt(det), lower, upper)
+    check_integer("samples", samples, at_least=1)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    hits = _count_hits(m, gamma.flatten(), math.sqrt(det), (lower, upper), samples, generator)  # (n,)
+    return PropagationEstimate(*(part.reshape(theta.shape) for part in wilson_interval(hits, samples)))
+
+
+def wilson_interval(hits: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Share of successes and the ends of its 95% Wilson score interval, float64, each shaped like `hits`."""
+    z_sq = float(torch.special.ndtri(torch.tensor(0.975, dtype=torch.float64))) ** 2
+    share = hits.double() / samples
+    centre = (share + z_sq / (2 * samples)) / (1 + z_sq / samples)
+    half = (z_sq * (share * (1 - share) / samples + z_sq / (4 * samples**2))).sqrt() / (1 + z_sq / samples)
+    return share, (centre - half).clamp(min=0), (centre + half).clamp(max=1)
+
+
+def _count_hits(
+    m: Tensor, gamma: Tensor, root: float, limits: tuple[float, float], samples: int, generator: torch.Generator
+) -> Tensor:
+    """Of `samples` draws of (X, Y) how many leave token i unsaturated; (n,), every location on the same draws.
+
+    Y = √T U and X = (γ/T)Y + √(c/T)Z, so XᵀMY = γ UᵀMU + √c ZᵀMU.
+    """
+    hits = torch.zeros(len(gamma), dtype=torch.float64)
+    chunk = max(1, min(2**22 // len(m), 2**23 // len(gamma)))  # rows at once, bounds the memory
+    for first in range(0, samples, chunk):
+        rows = min(chunk, samples - first)
+        u, z = torch.randn(2, rows, len(m), generator=generator, dtype=torch.float64)  # (rows, d) each
+        mapped = u @ m.mT  # (rows, d), MU
+        logit = gamma[:, None] * (u * mapped).sum(-1) + root * (z * mapped).sum(-1)  # (n, rows)
+        hits += ((logit > limits[0]) & (logit < limits[1])).sum(-1)
+    return hits
 
 
 def whiten(w: Tensor, cov: Tensor | None = None) -> Tensor:
