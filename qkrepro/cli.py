@@ -70,6 +70,18 @@ def figures(
         raise typer.Exit(1)
 
 
+@app.command()
+def html(
+    profile: Annotated[str, typer.Option(help="Profile whose outputs are shown.")] = "quick",
+    draft: Annotated[bool, typer.Option("--draft", help="Leave out missing pages; warnings are not errors.")] = False,
+) -> None:
+    """Build the site from the outputs at hand; strict, and complete without a network."""
+    from qkrepro.website import build_site
+
+    folder = build_site(profile, draft=draft, say=typer.echo)
+    typer.echo(f"the book is {folder / 'index.html'}")
+
+
 def main() -> None:
     """Run the command; bad input is one line on stderr and exit code 2, never a traceback."""
     try:

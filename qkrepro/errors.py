@@ -36,6 +36,10 @@ class NotebookError(QKReproError):
     """A notebook that failed when it ran, or whose cells or parameters break the book's rules."""
 
 
+class SiteError(QKReproError):
+    """A site that could not be built, or that is not whole."""
+
+
 def check_finite(name: str, value: Tensor) -> None:
     """Raise ArgumentError when a tensor holds a NaN or an infinity."""
     if bool(torch.isfinite(value.sum())):  # one pass without a copy: a finite sum has finite terms

@@ -2,8 +2,8 @@
 
 The dependence on the package is followed by function, not by file: from the names that the cells import, through every
 top-level function, class and constant that those mention, across modules and through imports inside functions.
-Statements at the top of a reached module that bind no name count always, docstrings never. Names looked up by a string
-(`getattr`, `importlib`) are not seen: the package has none.
+Statements at the top of a reached module that bind no name count always, docstrings never; a file of the package that a
+reached statement names counts whole. Names looked up by a string (`getattr`, `importlib`) are not seen: import them.
 """
 
 import ast
@@ -43,8 +43,12 @@ def input_digests(
         "parameters": _digest(repr(sorted(parameters.items()))),
         "constraints.txt": _digest(_without_comments(root / "constraints.txt")),
     }
-    for module, units in sorted(reached_units(root / "qkrepro", cells).items()):
+    package = root / "qkrepro"
+    for module, units in sorted(reached_units(package, cells).items()):
         digests[f"qkrepro.{module}"] = _digest("\0".join(units))
+        for data in sorted(package.glob("*.*")):
+            if data.suffix != ".py" and any(f'"{data.name}"' in unit for unit in units):
+                digests[f"qkrepro/{data.name}"] = _record_digest(root, f"qkrepro/{data.name}")
     for name in reads:
         digests[name] = _record_digest(root, name)
     return digests

@@ -1,0 +1,175 @@
+"""Build the site from the outputs at hand: strict, complete, and with everything a page needs inside it.
+
+The sources are copied to `_build/<profile>/site` and built there; the site takes its place (`_build/html`, or
+`_build/<profile>/html`) only when it is whole, so a failed build leaves the last good one.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qkrepro import __version__
+from qkrepro.claims import write_pages
+from qkrepro.errors import SiteError
+from qkrepro.figure_numbers import COMMITTED_PROFILE, book_root
+from qkrepro.site_check import site_problems
+
+MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
+
+
+def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Callable[[str], None] = print) -> Path:
+    """Build the site of a profile and return its folder.
+
+    draft: leave out pages of the table of contents that are not there yet, and only tell what is wrong.
+    Raises SiteError when Sphinx warns, a page or picture is missing, a link inside the site is broken, or a page would
+    load something from another host.
+    """
+    root, start = book_root(), time.perf_counter()
+    work = root / "_build" / profile / "site"
+    say("site: copying the sources")
+    pages = stage(root, work, profile, draft=draft)
+    say(f"site: building {len(pages)} pages" + ("" if draft else ", warnings are errors"))
+    built = work / "_build" / "html"
+    log = run_jupyter_book(work, strict=not draft, say=say)
+    problems = [] if built.is_dir() else [f"nothing was built; see {log}"]
+    problems += site_problems(built, pages)
+    if problems and not draft:
+        raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
+    for problem in problems:
+        say(f"site: {problem}")
+    target = root / "_build" / "html" if profile == COMMITTED_PROFILE else root / "_build" / profile / "html"
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(built, target)
+    say(f"site: {len(pages)} pages in {time.perf_counter() - start:.1f} s, {describe_size(target)}")
+    return target
+
+
+def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[str]:
+    """Copy what the site is made of to `work`; returns the pages of the table of contents, without suffixes.
+
+    Raises SiteError when a page is missing (draft: it is left out).
+    """
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    if profile == COMMITTED_PROFILE:
+        write_pages()
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "numbers", "profiles")
+    for folder in ("book", "notebooks"):
+        shutil.copytree(root / folder, work / folder, ignore=unwanted)
+    shutil.copy2(root / "CHANGELOG.md", work / "book" / "changelog.md")
+    if profile != COMMITTED_PROFILE:
+        for notebook in sorted((root / "_build" / profile / "notebooks").glob("*.ipynb")):
+            shutil.copy2(notebook, work / "notebooks")
+    mathjax = work / "local" / "mathjax" / "tex-svg.js"
+    mathjax.parent.mkdir(parents=True)
+    shutil.copy2(str(distribution("sphinx-mathjax-offline").locate_file(MATHJAX)), mathjax)
+    config = configuration(root, profile)
+    if not (work / "book" / "references.bib").is_file():
+        config.pop("bibtex_bibfiles")
+    (work / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    missing = [page for page in _pages(toc) if not _source(work, page)]
+    if missing and not draft:
+        raise SiteError(f"_toc.yml names {', '.join(missing)}; allowed: pages that are there (or use --draft)")
+    _drop(toc, missing)
+    (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
+    return [page for page in _pages(toc) if page not in missing]
+
+
+def configuration(root: Path, profile: str) -> dict[str, Any]:
+    """`_config.yml` with the revision in the footer and, when the repository is public, the buttons that lead to it."""
+    config: dict[str, Any] = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    html = config["html"]
+    built = time.strftime("%Y-%m-%d", time.gmtime(_last_change(root)))
+    shown = "" if profile == COMMITTED_PROFILE else f" Rendered at profile <b>{profile}</b>: no verdict rests on it."
+    html["extra_footer"] = f"<p>Version {__version__}, revision {_revision(root)}, last changed {built}.{shown}</p>"
+    config["bibtex_bibfiles"] = ["book/references.bib"]
+    url = (config["repository"].get("url") or "").rstrip("/")
+    if not url:
+        config.pop("repository")
+        return config
+    config["repository"]["url"] = url
+    for button in ("use_issues_button", "use_repository_button", "use_edit_page_button"):
+        html[button] = True
+    config["launch_buttons"] = {
+        "notebook_interface": "jupyterlab",
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+    }
+    return config
+
+
+def run_jupyter_book(work: Path, *, strict: bool, say: Callable[[str], None]) -> Path:
+    """Run `jupyter-book build` on `work` and return its log; raises SiteError with the warnings when it fails."""
+    code = "from jupyter_book.cli.main import main; main()"
+    options = ["-W", "-n", "--keep-going"] if strict else []
+    command = [sys.executable, "-c", code, "build", *options, "--all", str(work)]
+    environment = os.environ | {"PYTHONPATH": str(book_root()), "PYTHONWARNINGS": "ignore"}
+    log = work.parent / "site.log"
+    with log.open("w", encoding="utf-8") as stream:
+        outcome = subprocess.run(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=work, check=False
+        )
+    text = log.read_text(encoding="utf-8")
+    noted = [line.replace(str(work) + os.sep, "") for line in text.splitlines() if "WARNING" in line or "ERROR" in line]
+    for line in noted:
+        say(f"site: {line}")
+    if outcome.returncode and strict:
+        raise SiteError(f"the build failed with {len(noted)} warnings, listed above; the whole log is {log}")
+    return log
+
+
+def describe_size(site: Path) -> str:
+    """Size of the site and of its largest page, in words."""
+    files = [path for path in site.rglob("*") if path.is_file()]
+    total = sum(path.stat().st_size for path in files) / 1e6
+    page = max((path for path in files if path.suffix == ".html"), key=lambda path: path.stat().st_size)
+    return f"{total:.1f} MB, largest page {page.relative_to(site).as_posix()} {page.stat().st_size / 1e6:.2f} MB"
+
+
+def _pages(toc: dict[str, Any]) -> Iterator[str]:
+    for key, value in toc.items():
+        if key in ("root", "file"):
+            yield value
+        elif isinstance(value, list):
+            for each in value:
+                yield from _pages(each)
+
+
+def _drop(toc: dict[str, Any], missing: list[str]) -> None:
+    for value in toc.values():
+        if isinstance(value, list):
+            value[:] = [each for each in value if each.get("file") not in missing]
+            for each in value:
+                _drop(each, missing)
+            value[:] = [each for each in value if each.get("chapters", True)]
+
+
+def _source(work: Path, page: str) -> Path | None:
+    return next(
+        (work / f"{page}{suffix}" for suffix in (".md", ".ipynb") if (work / f"{page}{suffix}").is_file()), None
+    )
+
+
+def _revision(root: Path) -> str:
+    return _git(root, "describe", "--always", "--dirty") or "unknown (not a git checkout)"
+
+
+def _last_change(root: Path) -> float:
+    return float(_git(root, "log", "-1", "--format=%ct") or time.time())
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
