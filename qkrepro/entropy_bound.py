@@ -1,0 +1,97 @@
+"""Lower bounds on the entropy of softmax attention, in nats, from norms of the logits.
+
+Source: book, "Entropy collapse" (with a proof); Zhai et al. 2023 (arXiv 2303.06296), which has the first of them.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qkrepro.attention import attention_logits
+from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite, check_number
+
+BoundKind = Literal["zhai", "centred", "logits"]
+BOUND_KINDS: tuple[BoundKind, ...] = ("zhai", "centred", "logits")
+
+
+def entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Tensor:
+    """Least entropy of a softmax over T keys whose centred logits over λ have Euclidean norm at most σ̄.
+
+    log(1 + (T − 1)β) + σ̄ √(T(T − 1)) β / (1 + (T − 1)β) with β = exp(−σ̄ √(T/(T − 1))): attained by one logit up and
+    the others equal, log T at σ̄ = 0, decreasing to 0. The published form has σ̄ = ‖W‖₂ ‖XXᵀ‖₂ / λ.
+    spectral_norm_logits: σ̄ >= 0, any shape. length: T >= 1, an integer or integers that broadcast (T = 1 gives 0).
+    Returns float64 nats; 0 where the value underflows (`log_entropy_lower_bound` does not).
+    Raises ArgumentError for a negative or non-finite σ̄ and for T < 1.
+    Source: arXiv 2303.06296; book, "Entropy collapse", has a proof.
+    """
+    return log_entropy_lower_bound(spectral_norm_logits, length).exp()
+
+
+def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Tensor:
+    """Natural logarithm of `entropy_lower_bound`, finite for every σ̄ when T >= 2, −inf for T = 1; same arguments."""
+    sigma, size = _checked_bound(spectral_norm_logits, length)
+    others = (size - 1).clamp(min=1)  # T = 1 is put right at the end
+    gap = sigma * (size.clamp(min=2) / others).sqrt()  # by how much the extremal logit exceeds the others
+    rest = others.log() - gap  # log of (T − 1)β, the weight of the others beside the 1 of the largest
+    # bound = log1p(u) + gap · u/(1 + u) with u = e^rest; divided by u it never underflows
+    u = rest.exp()
+    ratio = torch.where(rest < -30, torch.ones_like(u), torch.log1p(u) / u.clamp(min=1e-300)) + gap / (1 + u)
+    return torch.where(size > 1, rest + ratio.log(), torch.full_like(rest, -torch.inf))
+
+
+def causal_entropy_bounds(
+    tokens: Tensor, w: Tensor, temperature: float = 1.0, *, kind: BoundKind = "zhai", log: bool = False
+) -> Tensor:
+    """Lower bound on the entropy of every causal row, from what row t sees: T = t and its t visible tokens X.
+
+    kind, from the published bound to the sharpest of this family (x_t the query, x̄ the mean visible token):
+    "zhai" σ̄ = ‖W‖₂ ‖XXᵀ‖₂ / λ; "centred" σ̄ = ‖W‖₂ ‖X − 1x̄ᵀ‖₂ ‖x_t‖ / λ; "logits" σ̄ = ‖ω − ω̄‖₂ / λ itself.
+    tokens: (..., T, d). w: (d, d) or (..., d, d). temperature: λ > 0. Returns float64 nats, (..., T), the first of each
+    row 0; with log=True its logarithm (−inf first). Raises ShapeError, ArgumentError as the functions it calls.
+    """
+    check_choice("kind", kind, BOUND_KINDS)
+    check_number("temperature", temperature, above=0)
+    logits = attention_logits(tokens, w)  # checks shapes and finiteness
+    x, matrix_norm = tokens.double(), torch.linalg.matrix_norm(w.double(), 2)  # (..., T, d), (...)
+    rows = []
+    for t in range(1, x.shape[-2] + 1):
+        visible = x[..., :t, :]
+        centred = visible - visible.mean(-2, keepdim=True)
+        if kind == "zhai":
+            rows.append(matrix_norm * torch.linalg.matrix_norm(visible, 2).square())
+        elif kind == "centred":
+            rows.append(matrix_norm * torch.linalg.matrix_norm(centred, 2) * x[..., t - 1, :].norm(dim=-1))
+        else:
+            row = logits[..., t - 1, :t]
+            rows.append((row - row.mean(-1, keepdim=True)).norm(dim=-1))
+    sigma = torch.stack(rows, dim=-1) / temperature  # (..., T)
+    bound = log_entropy_lower_bound(sigma, torch.arange(1, x.shape[-2] + 1))
+    return bound if log else bound.exp()
+
+
+def extremal_logits(sigma: float, length: int) -> Tensor:
+    """The centred logits of Euclidean norm σ̄ with the least entropy: one up, the others equal; float64, (length,)."""
+    check_number("sigma", sigma, at_least=0)
+    _, size = _checked_bound(sigma, length)
+    logits = torch.full((length,), -1.0 / length, dtype=torch.float64)
+    logits[0] += 1
+    return logits * sigma * math.sqrt(float(size) / (float(size) - 1)) if length > 1 else torch.zeros(1).double()
+
+
+def _checked_bound(sigma: Tensor | float, length: Tensor | int) -> tuple[Tensor, Tensor]:
+    norm, size = torch.as_tensor(sigma, dtype=torch.float64), torch.as_tensor(length)
+    check_finite("spectral_norm_logits", norm)
+    if bool((norm < 0).any()):
+        raise ArgumentError(f"spectral_norm_logits is {float(norm.min()):g}; allowed: numbers >= 0")
+    if size.dtype.is_floating_point or size.dtype == torch.bool or bool((size < 1).any()):
+        raise ArgumentError(f"length is {length!r}; allowed: integers >= 1")
+    try:
+        shape = np.broadcast_shapes(norm.shape, size.shape)
+    except ValueError:
+        raise ShapeError(
+            f"spectral_norm_logits has shape {tuple(norm.shape)} and length {tuple(size.shape)}; they must broadcast"
+        ) from None
+    return norm.broadcast_to(shape), size.to(norm.device, torch.float64).broadcast_to(shape)

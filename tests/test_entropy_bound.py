@@ -1,0 +1,112 @@
+import math
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qkrepro.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
+from qkrepro.collapse import causal_entropy_bounds, entropy_lower_bound, extremal_logits, log_entropy_lower_bound
+from qkrepro.entropy_bound import BOUND_KINDS
+from qkrepro.errors import ArgumentError, ShapeError
+
+SIGMAS = st.floats(0, 30)
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    return torch.distributions.Categorical(logits=logits).entropy()
+
+
+@given(st.integers(2, 200), SIGMAS)
+def test_bound_is_attained_by_its_extremal_logits(length, sigma):
+    logits = extremal_logits(sigma, length)
+    assert float(logits.sum()) == pytest.approx(0, abs=1e-9)
+    assert float(logits.norm()) == pytest.approx(sigma, abs=1e-9)
+    assert float(entropy_lower_bound(sigma, length)) == pytest.approx(float(entropy(logits)), rel=1e-6, abs=1e-12)
+
+
+@given(st.integers(2, 30), SIGMAS, st.integers(0, 10_000))
+def test_bound_is_never_violated(length, sigma, seed):
+    logits = torch.randn(200, length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    logits = logits - logits.mean(-1, keepdim=True)
+    logits = sigma * logits / logits.norm(dim=-1, keepdim=True)
+    assert float(entropy(logits).min()) >= float(entropy_lower_bound(sigma, length)) - 1e-9
+
+
+@given(st.floats(0.01, 8))
+def test_bound_is_the_least_entropy_over_the_whole_circle_of_three_logits(sigma):
+    angle = torch.linspace(0, 2 * math.pi, 20_001, dtype=torch.float64)
+    first = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64) / 2**0.5
+    second = torch.tensor([1.0, 1.0, -2.0], dtype=torch.float64) / 6**0.5
+    logits = sigma * (angle.cos()[:, None] * first + angle.sin()[:, None] * second)
+    assert float(entropy_lower_bound(sigma, 3)) == pytest.approx(float(entropy(logits).min()), rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [2, 64, 10**6])
+@pytest.mark.parametrize("sigma", [1e-9, 0.3, 20.0, 45.0, 800.0, 1e6])
+def test_logarithm_of_the_bound_agrees_with_fifty_digit_arithmetic(sigma, length):
+    with mpmath.workdps(50):
+        t, s = mpmath.mpf(length), mpmath.mpf(sigma)
+        u = (t - 1) * mpmath.exp(-s * mpmath.sqrt(t / (t - 1)))
+        exact = mpmath.log(mpmath.log1p(u) + s * mpmath.sqrt(t / (t - 1)) * u / (1 + u))
+    assert float(log_entropy_lower_bound(sigma, length)) == pytest.approx(float(exact), rel=1e-12, abs=1e-12)
+
+
+def test_bound_is_log_length_for_equal_logits_and_falls_with_their_norm():
+    values = entropy_lower_bound(torch.linspace(0, 50, 101), 64)
+    assert float(values[0]) == pytest.approx(math.log(64), rel=1e-14)
+    assert bool((values.diff() < 0).all())
+    assert float(entropy_lower_bound(3.0, 1)) == 0
+
+
+@given(st.integers(2, 8), st.integers(1, 6), st.integers(0, 10_000), st.floats(0.5, 20))
+def test_every_kind_holds_for_every_causal_row_and_each_is_sharper_than_the_one_before(length, dim, seed, temperature):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(length, dim, generator=generator, dtype=torch.float64)
+    w = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+    measured = attention_entropy(softmax_attention(attention_logits(x, w), temperature, mask=causal_mask(length)))
+    bounds = [causal_entropy_bounds(x, w, temperature, kind=kind) for kind in BOUND_KINDS]
+    for lower, upper in zip(bounds, [*bounds[1:], measured], strict=True):
+        assert bool((lower <= upper + 1e-9).all())
+    assert float(bounds[0][0]) == 0  # a row that sees one token
+
+
+@pytest.mark.parametrize("kind", BOUND_KINDS)
+def test_every_kind_is_attained_by_orthogonal_tokens_and_a_matrix_of_rank_one(kind):
+    length, scale = 6, 1.3
+    x = scale * torch.eye(length, 9, dtype=torch.float64)
+    unit = torch.zeros(9, dtype=torch.float64)
+    unit[:length] = extremal_logits(1.0, length)
+    query = torch.zeros(9, dtype=torch.float64)
+    query[length - 1] = 1.0
+    w = 2.0 * unit[:, None] * query[None, :]  # logits of the last query: 2 · 1.3² times the extremal direction
+    measured = attention_entropy(softmax_attention(attention_logits(x, w)[-1], 1.5))
+    assert float(causal_entropy_bounds(x, w, 1.5, kind=kind)[-1]) == pytest.approx(float(measured), rel=1e-9)
+
+
+def test_bounds_of_a_batch_are_those_of_its_sequences_and_the_logarithm_is_theirs():
+    generator = torch.Generator().manual_seed(1)
+    x, w = torch.randn(3, 5, 4, generator=generator), torch.randn(3, 4, 4, generator=generator)
+    bounds = causal_entropy_bounds(x, w, kind="centred")
+    assert bounds.shape == (3, 5)
+    assert torch.allclose(bounds[2], causal_entropy_bounds(x[2], w[2], kind="centred"), rtol=1e-10)
+    assert torch.allclose(causal_entropy_bounds(x, w, kind="centred", log=True).exp(), bounds)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: entropy_lower_bound(-1.0, 4), ArgumentError, "spectral_norm_logits is -1"),
+        (lambda: entropy_lower_bound(torch.inf, 4), ArgumentError, "non-finite"),
+        (lambda: entropy_lower_bound(1.0, 0), ArgumentError, "length is 0"),
+        (lambda: entropy_lower_bound(1.0, torch.tensor(2.5)), ArgumentError, "length is"),
+        (lambda: entropy_lower_bound(torch.ones(2), torch.tensor([2, 3, 4])), ShapeError, "broadcast"),
+        (lambda: causal_entropy_bounds(torch.ones(3, 2), torch.eye(2), 0.0), ArgumentError, "temperature is 0"),
+        (lambda: causal_entropy_bounds(torch.ones(3, 2), torch.eye(2), kind="tight"), ArgumentError, "kind is 'tight'"),
+        (lambda: causal_entropy_bounds(torch.ones(3, 2), torch.eye(3)), ShapeError, "tokens has shape"),
+    ],
+)
+def test_bad_input_is_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
