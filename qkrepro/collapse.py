@@ -6,7 +6,7 @@ Source: book, "Rank collapse" and "Both at once"; claim of arXiv 2402.02098 (abs
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -35,6 +35,7 @@ __all__ = [
     "draw_tokens",
     "entropy_lower_bound",
     "extremal_logits",
+    "first_attention",
     "l1_linf_norm",
     "layer_entropy",
     "log_entropy_lower_bound",
@@ -76,6 +77,7 @@ class Stack:
     values: Literal["random", "identity"] = "random"  # W_V: independent N(0, 1/d) entries, or the identity
     temperature: float = 1.0  # λ
     causal: bool = True
+    symmetric: bool = True  # False adds a strictly triangular part: the same eigenvalues, W_QK no longer symmetric
     coefficient: float = 0.95  # φ of the AR(1) tokens; the other laws have none
 
     def __post_init__(self) -> None:
@@ -93,19 +95,19 @@ class Stack:
 
 
 def depth_experiment(
-    spectra: Sequence[Spectrum], stack: Stack, *, seeds: Iterable[int], every_layer: bool = True
+    spectra: Sequence[Spectrum], stack: Stack, *, seeds: Iterable[int], measure_at: Iterable[int] | None = None
 ) -> pd.DataFrame:
-    """Send tokens through stacks whose W_QK has each of these spectra, and measure both collapses at every layer.
+    """Send tokens through stacks whose W_QK has each of these spectra, and measure both collapses over depth.
 
     Tokens, eigenvectors, the sample of eigenvalues and W_V depend on the seed and the layer alone, so differences
     between spectra are paired by seed, and a seed's rows do not depend on which other seeds or spectra are run.
-    every_layer: False measures tokens before the first and after the last layer only, and entropy in the first.
+    measure_at: the layers to measure (0 is the input and always among them), None for all.
 
-    Returns one row a (seed, spectrum, layer), tidy: tokens, mean_scaled (ξ/λ), dispersion (√(d σ²)/λ), seed, layer
-    (0 is the input), residual (Frobenius), residual_ratio (to the input's own), input_residual, cosine_similarity,
-    stable_rank, entropy (nats; attention of this layer, mean over queries, the last half of them when causal) and
-    entropy_ratio (to that of uniform attention); both NaN where no attention was measured.
-    Raises ArgumentError for no spectra, no seeds or a negative spread.
+    Returns one row a (seed, spectrum, layer), tidy: tokens, mean_scaled (ξ/λ), dispersion (√(d σ²)/λ), seed, layer,
+    residual (Frobenius), residual_ratio (to the input's own), input_residual, residual_l1_linf (at the mean token),
+    cosine_similarity, stable_rank, entropy (nats; attention of this layer, mean over queries, the last half of them
+    when causal) and entropy_ratio (to that of uniform attention); both are NaN for the input.
+    Raises ArgumentError for no spectra, no seeds, a negative spread or a layer that the stack has not.
     Source: theory, "Rank collapse" and "Both at once" (claims: paper; experiment: ours).
     """
     seed_list = list(seeds)
@@ -114,7 +116,10 @@ def depth_experiment(
     for spectrum in spectra:
         check_number("trace", spectrum.trace)
         check_number("spread", spectrum.spread, at_least=0)
-    table = pd.concat([_one_seed(spectra, stack, seed, every_layer) for seed in seed_list], ignore_index=True)
+    layers = set(range(stack.layers + 1) if measure_at is None else measure_at)
+    if not layers <= set(range(stack.layers + 1)):
+        raise ArgumentError(f"measure_at is {sorted(layers)}; allowed: layers from 0 to {stack.layers}")
+    table = pd.concat([_one_seed(spectra, stack, seed, layers) for seed in seed_list], ignore_index=True)
     keys = ["mean_scaled", "dispersion", "seed"]
     table["input_residual"] = table.groupby(keys)["residual"].transform("first")
     table["residual_ratio"] = table["residual"] / table["input_residual"]
@@ -143,24 +148,35 @@ def layer_entropy(attention: Tensor, *, causal: bool = True) -> Tensor:
     return attention_entropy(rows).mean(-1)
 
 
-def _one_seed(spectra: Sequence[Spectrum], stack: Stack, seed: int, every_layer: bool) -> pd.DataFrame:
+def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> Tensor:
+    """Attention of the first layer of `depth_experiment`, for looking at: (S, T, T) float64, a spectrum an entry."""
+    generator = Generator().manual_seed(seed)
+    x = draw_tokens(stack, generator)
+    return _attention(x.expand(len(spectra), -1, -1), spectra, stack, generator)
+
+
+def _one_seed(spectra: Sequence[Spectrum], stack: Stack, seed: int, layers: Collection[int]) -> pd.DataFrame:
     generator = Generator().manual_seed(seed)
     x = draw_tokens(stack, generator).expand(len(spectra), -1, -1)  # (S, T, d), S spectra side by side
-    traces, spreads = torch.tensor(spectra, dtype=torch.float64).T[..., None, None]  # (S, 1, 1) each
-    mask = causal_mask(stack.length) if stack.causal else None
-    eye = torch.eye(stack.dim, dtype=torch.float64)
-    rows = [_measure(x, spectra, stack, seed, 0, None)]
+    tables = [_measure(x, spectra, stack, seed, 0, None)]
     for layer in range(1, stack.layers + 1):
-        unit = random_spectrum_matrix(stack.dim, 0.0, 1.0, generator=generator)  # (d, d), mean 0 and variance 1
-        w = traces / stack.dim * eye + spreads / math.sqrt(stack.dim) * unit  # (S, d, d)
-        attention = softmax_attention(attention_logits(x, w), stack.temperature, mask=mask)  # (S, T, T)
+        attention = _attention(x, spectra, stack, generator)  # (S, T, T)
         mixed = attention @ x @ _value_matrix(stack, generator)  # (S, T, d)
         x = x + mixed if stack.residual else mixed
         x = _layer_norm(x) if stack.layer_norm else x
-        if every_layer or layer in (1, stack.layers):
-            entropy = layer_entropy(attention, causal=stack.causal) if every_layer or layer == 1 else None
-            rows.append(_measure(x, spectra, stack, seed, layer, entropy))
-    return pd.concat(rows, ignore_index=True)
+        if layer in layers:
+            tables.append(_measure(x, spectra, stack, seed, layer, layer_entropy(attention, causal=stack.causal)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _attention(x: Tensor, spectra: Sequence[Spectrum], stack: Stack, generator: Generator) -> Tensor:
+    """Attention (S, T, T) of tokens (S, T, d), with one draw of eigenvectors and standardised eigenvalues for all S."""
+    unit = random_spectrum_matrix(stack.dim, 0.0, 1.0, symmetric=stack.symmetric, generator=generator)  # (d, d)
+    traces, spreads = torch.tensor(spectra, dtype=torch.float64).T[..., None, None]  # (S, 1, 1) each
+    eye = torch.eye(stack.dim, dtype=torch.float64)
+    w = traces / stack.dim * eye + spreads / math.sqrt(stack.dim) * unit  # (S, d, d)
+    mask = causal_mask(stack.length) if stack.causal else None
+    return softmax_attention(attention_logits(x, w), stack.temperature, mask=mask)
 
 
 def _measure(
@@ -173,6 +189,7 @@ def _measure(
             "seed": seed,
             "layer": layer,
             "residual": rank_residual(x).numpy(),
+            "residual_l1_linf": rank_residual(x, "l1-linf").numpy(),
             "cosine_similarity": mean_cosine_similarity(x).numpy(),
             "stable_rank": stable_rank(x).numpy(),
             "entropy": math.nan if entropy is None else entropy.numpy(),

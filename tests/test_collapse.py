@@ -7,7 +7,8 @@ import torch
 from torch import Generator
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-from qkrepro.collapse import Spectrum, Stack, depth_experiment, draw_tokens, layer_entropy
+from qkrepro.attention import attention_logits, causal_mask, softmax_attention
+from qkrepro.collapse import Spectrum, Stack, depth_experiment, draw_tokens, first_attention, layer_entropy
 from qkrepro.errors import ArgumentError
 from qkrepro.spectrum import random_spectrum_matrix
 
@@ -26,7 +27,7 @@ SECTION_11 = {
 
 @pytest.fixture(scope="module")
 def section_11() -> pd.DataFrame:
-    return depth_experiment(list(SECTION_11), Stack(), seeds=range(60), every_layer=False)
+    return depth_experiment(list(SECTION_11), Stack(), seeds=range(60), measure_at=[1, 8])
 
 
 def at(table: pd.DataFrame, spectrum: Spectrum, layer: int) -> pd.DataFrame:
@@ -49,13 +50,13 @@ def test_input_of_the_theory_table_has_a_residual_of_0_58(section_11):
 
 
 def test_temperature_of_a_standard_layer_undoes_what_the_concentrated_spectrum_keeps():
-    table = depth_experiment([CONCENTRATED], Stack(temperature=8.0), seeds=range(40), every_layer=False)
+    table = depth_experiment([CONCENTRATED], Stack(temperature=8.0), seeds=range(40), measure_at=[8])
     assert table.loc[table["layer"] == 8, "residual"].mean() == pytest.approx(0.06, abs=0.015)
     assert table["mean_scaled"].unique() == pytest.approx([2.0])
 
 
 def test_independent_tokens_keep_their_residual_and_lose_their_entropy():
-    table = depth_experiment([CONCENTRATED], Stack(tokens="independent"), seeds=range(10), every_layer=False)
+    table = depth_experiment([CONCENTRATED], Stack(tokens="independent"), seeds=range(10), measure_at=[1, 8])
     assert table.loc[table["layer"] == 8, "residual"].mean() == pytest.approx(0.99, abs=0.01)
     assert table.loc[table["layer"] == 1, "entropy_ratio"].mean() < 0.005
 
@@ -65,7 +66,7 @@ def test_depth_undoes_what_the_concentrated_spectrum_keeps_and_a_residual_connec
     rows = list(SECTION_11)
     for residual_connection, expected, error in ((False, 0.07, 0.035), (True, 0.31, 0.06)):
         stack = Stack(layers=24, residual=residual_connection)
-        table = depth_experiment(rows, stack, seeds=range(60), every_layer=False)
+        table = depth_experiment(rows, stack, seeds=range(60), measure_at=[24])
         ends = table[table["layer"] == 24].groupby(["mean_scaled", "dispersion"])["residual"].mean()
         assert ends[(16, 0.01)] == pytest.approx(expected, abs=error)
         assert ends.drop((16, 0.01)).max() < 0.06
@@ -116,12 +117,30 @@ def test_the_same_seed_gives_the_same_bytes():
     assert first.to_csv() == second.to_csv()
 
 
-def test_measuring_the_ends_only_gives_the_same_ends():
+def test_measuring_some_layers_gives_what_measuring_all_gives_there():
     every = depth_experiment([DISPERSED], SMALL, seeds=[1])
-    ends = depth_experiment([DISPERSED], SMALL, seeds=[1], every_layer=False)
-    assert list(ends["layer"]) == [0, 1, 3]
-    for layer, column in ((0, "residual"), (1, "entropy"), (3, "residual"), (3, "stable_rank")):
-        assert at(ends, DISPERSED, layer)[column].item() == at(every, DISPERSED, layer)[column].item()
+    some = depth_experiment([DISPERSED], SMALL, seeds=[1], measure_at=[1, 3])
+    assert list(every["layer"]) == [0, 1, 2, 3]
+    pd.testing.assert_frame_equal(some, every[every["layer"] != 2].reset_index(drop=True))
+
+
+def test_first_attention_is_that_of_the_experiment():
+    attention = first_attention([CONCENTRATED, DISPERSED], SMALL, seed=4)
+    table = depth_experiment([CONCENTRATED, DISPERSED], SMALL, seeds=[4], measure_at=[1])
+    assert layer_entropy(attention).numpy() == pytest.approx(table.loc[table["layer"] == 1, "entropy"].to_numpy())
+
+
+def test_identity_values_draw_every_token_to_the_first_at_least_as_fast_as_the_smallest_weight_on_it():
+    stack = Stack(layers=30, length=10, dim=4, values="identity", layer_norm=False)
+    x = draw_tokens(stack, Generator().manual_seed(2))
+    start, bound = (x - x[0]).norm(dim=-1).max(), 1.0
+    for layer in range(30):
+        w = random_spectrum_matrix(4, 1.0, 2.0, generator=Generator().manual_seed(layer))
+        attention = softmax_attention(attention_logits(x, w), mask=causal_mask(10))
+        x = attention @ x
+        bound *= 1 - float(attention[:, 0].min())
+        assert float((x - x[0]).norm(dim=-1).max()) <= float(start) * bound + 1e-12
+    assert bound < 0.5
 
 
 def test_tokens_follow_the_law_asked_for():
@@ -157,6 +176,7 @@ def test_layer_entropy_is_the_mean_over_the_last_half_of_causal_queries():
         (lambda: Stack(temperature=-1.0), "temperature is -1.0"),
         (lambda: depth_experiment([], SMALL, seeds=[0]), "spectra has 0 entries"),
         (lambda: depth_experiment([DISPERSED], SMALL, seeds=[]), "seeds 0"),
+        (lambda: depth_experiment([DISPERSED], SMALL, seeds=[0], measure_at=[4]), r"measure_at is \[4\]"),
         (lambda: depth_experiment([Spectrum(1, -1)], SMALL, seeds=[0]), "spread is -1"),
         (lambda: depth_experiment([DISPERSED], Stack(tokens="AR(1)", coefficient=1.0), seeds=[0]), "coefficient is 1"),
     ],
