@@ -73,7 +73,8 @@ def weighted_chi_square_tail(weights: Tensor, x: Tensor) -> Tensor:
     """
     mean = weights.sum(-1)
     sign = torch.where(x >= mean, 1.0, -1.0).double()  # invert in the tail that x lies in
-    tail = _smaller_tail(sign[:, None] * weights, sign * x)
+    facing, x = sign[:, None] * weights, sign * x
+    tail = torch.where((facing.amax(-1) <= 0) & (x >= 0), 0.0, _smaller_tail(facing, x))
     return torch.where(sign > 0, tail, 1 - tail)
 
 
@@ -189,9 +190,12 @@ def _smaller_tail(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _saddle_point(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The minimum τ of K(z) − zx − log z on (0, 1/(2 max w)), (n, 1), and the width 1/√(second derivative), (n, 1)."""
-    low = torch.zeros_like(x)
-    high = 0.5 / weights.amax(-1).clamp(min=1e-300)
+    """The minimum τ of K(z) − zx − log z, (n, 1), and the width 1/√(second derivative) there, (n, 1).
+
+    It lies below 1/(2 max w), and below (k/2 + 1)/|x| when no weight is positive.
+    """
+    low, largest = torch.zeros_like(x), weights.amax(-1)
+    high = torch.where(largest > 0, 0.5 / largest, (weights.shape[-1] / 2 + 1) / x.abs())
     for _ in range(40):
         tau = (low + high) / 2
         rising = (weights / (1 - 2 * weights * tau[:, None])).sum(-1) - x > 1 / tau

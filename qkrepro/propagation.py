@@ -7,10 +7,10 @@ centred logit of token i is γ UᵀMU + √c ZᵀMU with U, Z standard normal, �
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from qkrepro.bilinear_law import interval_probability
 from qkrepro.errors import (
@@ -115,6 +115,42 @@ def localization(theta: Any, rho: Any) -> Localization:
     return Localization(index, centre, level)
 
 
+@overload
+def signal_propagation(
+    theta: Any,
+    w: Tensor,
+    *,
+    temperature: float = ...,
+    length: int | None = ...,
+    cov: Tensor | None = ...,
+    method: Literal["limit", "exact"] = ...,
+    samples: int = ...,
+    generator: Generator | None = ...,
+) -> Tensor: ...
+@overload
+def signal_propagation(
+    theta: Any,
+    w: Tensor,
+    *,
+    temperature: float = ...,
+    length: int | None = ...,
+    cov: Tensor | None = ...,
+    method: Literal["monte-carlo"],
+    samples: int = ...,
+    generator: Generator | None = ...,
+) -> PropagationEstimate: ...
+@overload
+def signal_propagation(
+    theta: Any,
+    w: Tensor,
+    *,
+    temperature: float = ...,
+    length: int | None = ...,
+    cov: Tensor | None = ...,
+    method: str,
+    samples: int = ...,
+    generator: Generator | None = ...,
+) -> Tensor | PropagationEstimate: ...
 def signal_propagation(
     theta: Any,
     w: Tensor,
@@ -124,7 +160,7 @@ def signal_propagation(
     cov: Tensor | None = None,
     method: str = "limit",
     samples: int = 20_000,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> Tensor | PropagationEstimate:
     """ρ_θ of the query-key matrix `w` on a random walk, by one of three methods.
 
@@ -154,7 +190,7 @@ def signal_propagation(
     if method == "exact":
         return interval_probability(m, gamma, math.sqrt(det), lower, upper)
     check_integer("samples", samples, at_least=1)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = Generator().manual_seed(0) if generator is None else generator
     hits = _count_hits(m, gamma.flatten(), math.sqrt(det), (lower, upper), samples, generator)  # (n,)
     return PropagationEstimate(*(part.reshape(theta.shape) for part in wilson_interval(hits, samples)))
 
@@ -169,7 +205,7 @@ def wilson_interval(hits: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _count_hits(
-    m: Tensor, gamma: Tensor, root: float, limits: tuple[float, float], samples: int, generator: torch.Generator
+    m: Tensor, gamma: Tensor, root: float, limits: tuple[float, float], samples: int, generator: Generator
 ) -> Tensor:
     """Of `samples` draws of (X, Y) how many leave token i unsaturated; (n,), every location on the same draws.
 
