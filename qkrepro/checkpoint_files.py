@@ -141,12 +141,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"model is {str(path)!r}; no such file or folder")
     folder = path if path.is_dir() else path.parent
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = _config(folder)
     weights = _weights_of_folder(folder) if path.is_dir() else path
     if weights.name.endswith(".json"):
         return Checkpoint(path, config, dict(_shards(weights)))
     file = _open_weights(weights)
     return Checkpoint(path, config, dict.fromkeys(file.names(), file))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder; the configuration in run.json for a run of `qkrepro train`; empty without either."""
+    if (folder / "config.json").exists():
+        return read_json(folder / "config.json")
+    run = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    stated = run.get("configuration")
+    return {**stated, "model_type": "qkrepro"} if isinstance(stated, dict) else {}
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:

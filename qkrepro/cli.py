@@ -1,6 +1,7 @@
 """The `qkrepro` command. Each command imports what it needs when it runs, so that --help and --version are instant."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -80,6 +81,80 @@ def html(
 
     folder = build_site(profile, draft=draft, say=typer.echo)
     typer.echo(f"the book is {folder / 'index.html'}")
+
+
+@app.command()
+def train(
+    corpus: Annotated[
+        str | None, typer.Option(help="synthetic (default), wikitext-2, or a folder of train, valid and test text.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder with WikiText-2; default $QKREPRO_DATA, else the public hub.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder below which the run's own folder is made or continued.")] = "runs",
+    kappa: Annotated[float | None, typer.Option(help="Weight of LocAteR; 0 (default) is the baseline.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, batches and dropout.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training split, at most.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Decoder layers.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads a layer.")] = None,
+    vocabulary: Annotated[int | None, typer.Option(help="Keep this many most frequent words; default all.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bf16, of the vocabulary products.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of the processor; part of the run's identity.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other entry of the configuration, as NAME=VALUE.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train a language model, or continue a run that was stopped, and write its record."""
+    import shlex
+
+    from qkrepro.configuration import configuration_from, parse_settings
+    from qkrepro.results import read_run
+    from qkrepro.training import Interrupted
+    from qkrepro.training import train as run
+
+    options = {"corpus": corpus, "kappa": kappa, "seed": seed, "epochs": epochs, "learning_rate": learning_rate}
+    options |= {"layers": layers, "heads": heads, "vocabulary": vocabulary}
+    options |= {"precision": precision, "device": device, "threads": threads}
+    given = {name: value for name, value in options.items() if value is not None}
+    configuration = configuration_from(parse_settings(setting or []) | given)
+    try:
+        folder = run(configuration, out, data=data, progress=not quiet)
+    except Interrupted as stopped:
+        typer.echo(f"{stopped}\nto go on: {shlex.join(['qkrepro', *sys.argv[1:]])}", err=True)
+        raise typer.Exit(130) from None
+    best = read_run(folder)["summary"]
+    typer.echo(
+        f"{folder}: best at update {best['best_update']}, perplexity {best['valid_perplexity']:.2f} on validation, "
+        f"{best['test_perplexity']:.2f} on test, attention entropy {best['valid_entropy']:.3f} nats"
+    )
+
+
+@app.command()
+def spectrum(
+    model: Annotated[str, typer.Argument(help="Folder or file of weights, or owner/model on the hub.")],
+    layers: Annotated[str | None, typer.Option(help="Layers to read, such as 0-5,7; none: all.")] = None,
+    format: Annotated[str, typer.Option(help="table, csv, json or parquet.")] = "table",
+    plot: Annotated[Path | None, typer.Option(help="Draw the heads and their spectra to this file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Localization in the covariance of this text's tokens in the model.")
+    ] = None,
+    distance: Annotated[str, typer.Option(help="Under rotary positions: distances in tokens, such as 0,1,8,64.")] = "0",
+    fold_norm: Annotated[bool, typer.Option("--fold-norm", help="Fold the gains of normalisations into W.")] = False,
+    moments_only: Annotated[bool, typer.Option("--moments-only", help="No eigenvalues: much faster.")] = False,
+    draws: Annotated[int, typer.Option(help="Random heads to compare with.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the random heads.")] = 0,
+) -> None:
+    """Read the query-key eigenspectrum of every head of a checkpoint, beside what chance would give."""
+    from qkrepro.spectrum_command import SpectrumRequest, run_spectrum
+
+    run_spectrum(
+        SpectrumRequest(model, layers, format, plot, out, text, distance, fold_norm, moments_only, draws, seed),
+        typer.echo,
+    )
 
 
 def main() -> None:

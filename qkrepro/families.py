@@ -51,7 +51,7 @@ class Family:
     sizes: dict[str, str] = field(default_factory=dict)
     parts: tuple[Part, ...] = (Part(),)
     defaults: dict[str, Any] = field(default_factory=dict)  # as Part.defaults, for all parts
-    post_norm: Norm | None = None  # replaces the naming's norm where the config says do_layer_norm_before = false
+    post_norm: Norm | None = None  # replaces the naming's norm where the config says that norms come last
     multiplier: Literal["d_head", "gpt2", "query_pre_attn_scalar"] = "d_head"
     rotary: bool = False
     qk_norm: tuple[str, str] | None = None  # names of the gains on queries and keys, per head dimension
@@ -106,6 +106,11 @@ CLIP = Naming(
     "encoder.layers.{layer}.self_attn.q_proj",
     "encoder.layers.{layer}.self_attn.k_proj",
     Norm("layer", "encoder.layers.{layer}.layer_norm1"),
+)
+OWN = Naming(
+    "layers.{layer}.attention.query",
+    "layers.{layer}.attention.key",
+    Norm("layer", "layers.{layer}.attention_norm"),
 )
 QK_NORM = ("layers.{layer}.self_attn.q_norm", "layers.{layer}.self_attn.k_norm")
 GEMMA2_DEFAULTS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256}
@@ -168,5 +173,12 @@ FAMILIES: tuple[Family, ...] = (
     Family("CLIP text", ("clip_text_model",), (CLIP,), parts=(Part("", "text_model"),), defaults=CLIP_TEXT_DEFAULTS),
     Family(
         "CLIP vision", ("clip_vision_model",), (CLIP,), parts=(Part("", "vision_model"),), defaults=CLIP_VISION_DEFAULTS
+    ),
+    Family(
+        "qkrepro train",
+        ("qkrepro",),
+        (OWN,),
+        sizes={"d_model": "d_model", "heads": "heads", "layers": "layers"},
+        post_norm=Norm("layer", "layers.{previous}.feedforward_norm"),
     ),
 )

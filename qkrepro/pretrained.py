@@ -8,9 +8,8 @@ are read in `checkpoint_files`.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -53,11 +52,38 @@ def qk_layers(path: str | Path, layers: Iterable[int] | None = None) -> Iterator
             yield read_layer(tower, layer)
 
 
-def qk_table(path: str | Path, **options: Any) -> pd.DataFrame:
-    """The spectrum table of a checkpoint, one row a head; options as in `qkrepro.spectrum_table.spectrum_table`."""
+def qk_table(
+    path: str | Path,
+    layers: Iterable[int] | None = None,
+    *,
+    distances: Sequence[float] = (0,),
+    fold_norm: bool = False,
+    moments_only: bool = False,
+    text: str | Path | None = None,
+    draws: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The spectrum table of a checkpoint, one row a head and distance, as `qkrepro spectrum` gives it.
+
+    text: a file of text; localization is then in the covariance of the increments of its tokens in the model. Other
+    arguments, columns and errors as in `qkrepro.spectrum_table.spectrum_table` and `qk_weights`.
+    """
     from qkrepro.spectrum_table import spectrum_table
 
-    return spectrum_table(qk_layers(path, options.pop("layers", None)), **options)
+    covariances = None
+    if text is not None:
+        from qkrepro.token_covariance import increment_covariances
+
+        covariances = increment_covariances(path, Path(text))
+    return spectrum_table(
+        qk_layers(path, layers),
+        distances=distances,
+        fold_norm=fold_norm,
+        moments_only=moments_only,
+        covariances=covariances,
+        draws=draws,
+        seed=seed,
+    )
 
 
 def chosen_layers(count: int, wanted: list[int] | None) -> list[int]:
@@ -144,7 +170,7 @@ def _multiplier(tower: Tower, layer: int) -> float:
         scalar = config.get("query_pre_attn_scalar")
         if not isinstance(scalar, int | float) or isinstance(scalar, bool) or not scalar > 0:
             raise CheckpointError(f"config.json: query_pre_attn_scalar is {scalar!r}; allowed: a number > 0")
-        return float(scalar) ** -0.5
+        return 1 / math.sqrt(scalar)
     if tower.family.multiplier == "gpt2":
         multiplier = 1.0 if config.get("scale_attn_weights") is False else 1 / math.sqrt(d_head)
         return multiplier / (layer + 1) if config.get("scale_attn_by_inverse_layer_idx") else multiplier

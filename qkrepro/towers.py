@@ -9,6 +9,7 @@ from typing import Any
 from qkrepro.checkpoint_files import Checkpoint, open_checkpoint
 from qkrepro.errors import CheckpointError
 from qkrepro.families import FAMILIES, SIZES, Family, Naming, Norm, Part
+from qkrepro.model_hub import local_model
 
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 ADAPTER = re.compile(r"(?:^|\.)(?:lora_[AB]|lora_embedding|hada_w|oft_|prompt_encoder|base_model\.model)")
@@ -45,7 +46,7 @@ class Tower:
 
 def open_towers(path: str | Path) -> list[Tower]:
     """Open a checkpoint and find its attention layers; raises CheckpointError when that cannot be done."""
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = open_checkpoint(local_model(path))
     _refuse_unreadable(checkpoint)
     names = unwrapped_names(checkpoint)
     family = _family(checkpoint, names)
@@ -97,8 +98,8 @@ def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, par
                 f"{checkpoint.path}: several stacks of layers, under {', '.join(prefixes)}; allowed: one"
             )
         if prefixes:
-            post_norm = family.post_norm is not None and config.get("do_layer_norm_before", True) is False
-            norm = family.post_norm if post_norm and family.post_norm else naming.norm
+            post = config.get("do_layer_norm_before") is False or config.get("norm") == "post"
+            norm = family.post_norm if post and family.post_norm else naming.norm
             sizes = _sizes(checkpoint, config, family)
             beyond = f"{prefixes[0]}{naming.query.format(layer=sizes.layers)}.weight"
             if beyond in names:
