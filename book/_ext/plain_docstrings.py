@@ -4,18 +4,22 @@ import re
 
 from sphinx.application import Sphinx
 
+WRAPPED = 88  # characters: a line of a docstring that long goes on in the next
 _MARKUP = re.compile(r"([*_|`\\])")
 
 
 def _plain(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Turn each paragraph into a block of lines with the markup characters escaped; `code` stays code."""
     new: list[str] = []
+    wrapped = False
     for line in lines:
-        parts = re.split(r"(`[^`]+`)", line.rstrip())
-        text = "".join(f"`{part}`" if re.fullmatch(r"`[^`]+`", part) else _MARKUP.sub(r"\\\1", part) for part in parts)
-        text = re.sub(r"(?<=\w)(``[^`]+``)|(``[^`]+``)(?=\w)", r"\\ \g<0>\\ ", text)
-        indent = len(text) - len(text.lstrip())
-        new.append(f"| {'  ' * (indent // 4)}{text.lstrip()}" if text.strip() else "")
+        parts = re.split(r"(`[^`]+`)", line.strip())
+        text = "".join(f"\\ `{part}`\\ " if part[:1] == "`" else _MARKUP.sub(r"\\\1", part) for part in parts)
+        if wrapped and text:
+            new[-1] += f" {text}"
+        else:
+            new.append(f"| {'  ' * ((len(line) - len(line.lstrip())) // 4)}{text}" if text else "")
+        wrapped = len(line) > WRAPPED
     lines[:] = [*new, ""]
 
 
