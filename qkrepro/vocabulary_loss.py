@@ -1,0 +1,142 @@
+"""Cross-entropy over a whole vocabulary without ever holding all its logits.
+
+Tokens go through in chunks. A chunk's logits, its probabilities and its share of both gradients are computed while it
+is in the processor's cache, so nothing is stored for the backward pass but the gradients themselves, and nothing is
+recomputed. With p the probabilities of a chunk (tokens, vocabulary), h its hidden tokens, E the embedding, y targets:
+
+    nll = −log p_y        ∂/∂h = p E − E_y        ∂/∂E = pᵀ h − Σ (h added to row y)
+
+precision="bf16" computes the three matrix products in bfloat16, five times faster where the processor has AMX; softmax
+is computed in float32, both gradients add up in float32, and the target's share (E_y, h) never leaves float32.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_integer
+
+PRECISIONS = ("float32", "bf16")
+
+
+def vocabulary_loss(
+    hidden: Tensor, embedding: Tensor, targets: Tensor, *, precision: str = "float32", chunk: int | None = None
+) -> Tensor:
+    """Mean cross-entropy in nats per token of the logits `hidden @ embeddingᵀ` against `targets`.
+
+    hidden: (..., d_model), floating; embedding: (vocabulary, d_model), the same dtype; targets: (...), int64 words.
+    precision: "float32" (the dtype of the inputs, float64 too) or "bf16" (see above); chunk: tokens at a time (None:
+    by the device). Differentiable once, in hidden and embedding; the gradients are made in the forward pass.
+    Raises ShapeError and ArgumentError when shapes, dtypes or targets do not fit.
+    """
+    _check(hidden, embedding, targets, precision)
+    flat = hidden.reshape(-1, hidden.shape[-1])  # (tokens, d_model)
+    if not torch.is_grad_enabled():
+        return vocabulary_nll(hidden, embedding, targets, precision=precision, chunk=chunk) / flat.shape[0]
+    loss: Tensor = _VocabularyLoss.apply(flat, embedding, targets.reshape(-1), precision, _chunk(flat, chunk))  # type: ignore[no-untyped-call]
+    return loss
+
+
+@torch.no_grad()
+def vocabulary_nll(
+    hidden: Tensor, embedding: Tensor, targets: Tensor, *, precision: str = "float32", chunk: int | None = None
+) -> Tensor:
+    """Summed negative log-likelihood in nats of all targets, without gradients: a scalar of the inputs' dtype.
+
+    Arguments as for `vocabulary_loss`. exp(sum / tokens) is the perplexity.
+    """
+    _check(hidden, embedding, targets, precision)
+    flat, words = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    size = _chunk(flat, chunk)
+    total = torch.zeros((), dtype=torch.float64, device=flat.device)
+    with torch.autocast(flat.device.type, enabled=False):
+        table = _products_dtype(embedding, precision).mT  # (d_model, vocabulary)
+        logits = flat.new_empty(min(size, flat.shape[0]), embedding.shape[0])  # (chunk, vocabulary)
+        for h, y in zip(torch.split(flat, size), torch.split(words, size), strict=True):
+            part = logits[: h.shape[0]]
+            part.copy_(h.to(table.dtype) @ table) if precision == "bf16" else torch.mm(h, table, out=part)
+            shift = part.amax(1, keepdim=True)  # (chunk, 1)
+            log_sum = part.sub_(shift).exp_().sum(1).log_() + shift[:, 0]  # (chunk,)
+            total += (log_sum - (h * embedding[y]).sum(1)).sum(dtype=torch.float64)
+    return total.to(flat.dtype)
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    """The loss, with both gradients computed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, embedding: Tensor, targets: Tensor, precision: str, chunk: int) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            nll, grad_hidden, grad_embedding = _loss_and_gradients(hidden, embedding, targets, precision, chunk)
+        ctx.save_for_backward(grad_hidden, grad_embedding)
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden, grad_embedding = ctx.saved_tensors
+        return grad_hidden * grad, grad_embedding * grad, None, None, None
+
+
+def _loss_and_gradients(
+    hidden: Tensor, embedding: Tensor, targets: Tensor, precision: str, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean nll, its gradient in hidden (tokens, d_model) and in embedding (vocabulary, d_model)."""
+    tokens = hidden.shape[0]
+    table = _products_dtype(embedding, precision)  # (vocabulary, d_model)
+    inputs = _products_dtype(hidden, precision)
+    buffer = table.new_empty(min(chunk, tokens), table.shape[0])  # (chunk, vocabulary)
+    grad_hidden = torch.empty_like(hidden)
+    grad_embedding = torch.zeros_like(embedding)
+    nll = torch.empty_like(hidden[:, 0])
+    for start in range(0, tokens, chunk):
+        part = slice(start, start + chunk)
+        h = inputs[part]
+        p = buffer[: h.shape[0]]  # logits, then probabilities
+        torch.mm(h, table.mT, out=p)
+        nll[part] = _softmax_(p, targets[part])
+        grad_hidden[part] = p @ table
+        if precision == "bf16":
+            grad_embedding += p.mT @ h
+        else:
+            grad_embedding.addmm_(p.mT, h)
+    grad_hidden -= embedding[targets]
+    grad_embedding.index_add_(0, targets, hidden, alpha=-1)
+    return nll.mean(), grad_hidden.div_(tokens), grad_embedding.div_(tokens)
+
+
+def _softmax_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits (chunk, vocabulary) into probabilities in place; return the targets' nll (chunk,)."""
+    if logits.dtype == torch.bfloat16:
+        torch.softmax(logits, 1, out=logits)  # float32 inside
+        p_target = logits.gather(1, targets[:, None])[:, 0].float()
+        return -p_target.clamp_min_(torch.finfo(torch.float32).tiny).log_()
+    torch.log_softmax(logits, 1, out=logits)
+    nll = -logits.gather(1, targets[:, None])[:, 0]
+    logits.exp_()
+    return nll
+
+
+def _products_dtype(x: Tensor, precision: str) -> Tensor:
+    return x.bfloat16() if precision == "bf16" else x
+
+
+def _chunk(hidden: Tensor, chunk: int | None) -> int:
+    if chunk is not None:
+        check_integer("chunk", chunk, at_least=1)
+        return chunk
+    return 256 if hidden.device.type == "cpu" else 4096
+
+
+def _check(hidden: Tensor, embedding: Tensor, targets: Tensor, precision: str) -> None:
+    check_choice("precision", precision, PRECISIONS)
+    if embedding.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != embedding.shape[1]:
+        shapes = f"{tuple(hidden.shape)} and {tuple(embedding.shape)}"
+        raise ShapeError(f"hidden and embedding have shapes {shapes}; allowed: (..., d_model), (vocabulary, d_model)")
+    if hidden.shape[:-1] != targets.shape or targets.numel() == 0:
+        raise ShapeError(f"targets has shape {tuple(targets.shape)}; allowed: {tuple(hidden.shape[:-1])}, not empty")
+    if targets.dtype != torch.int64 or hidden.dtype != embedding.dtype or not hidden.is_floating_point():
+        found = f"{hidden.dtype}, {embedding.dtype} and {targets.dtype}"
+        raise ArgumentError(f"hidden, embedding, targets are {found}; allowed: one floating dtype twice, then int64")
