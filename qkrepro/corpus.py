@@ -92,6 +92,7 @@ def load_folder(
         _write_cached(cached, words, ids)
     else:
         words, ids = encoded
+    ids = {split: tensor.long() for split, tensor in ids.items()}
     reduced = vocabulary is not None and vocabulary == len(words)
     full_name = f"{name} (reduced vocabulary: {len(words)} most frequent words)" if reduced else name
     return Corpus(full_name, words, ids["train"], ids["valid"], ids["test"], digest, reduced)
@@ -222,7 +223,7 @@ def _read_cached(path: Path) -> tuple[list[str], dict[str, Tensor]] | None:
             ids = {split: file.get_tensor(split) for split in SPLITS}
         if metadata["ids"] != _ids_digest(ids):
             return None  # damaged: encode again
-        return metadata["words"].split("\n"), {split: tensor.long() for split, tensor in ids.items()}
+        return metadata["words"].split("\n"), ids
     except (OSError, KeyError, safetensors.SafetensorError):
         return None
 

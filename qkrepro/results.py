@@ -131,7 +131,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Return the arrays of one record's spectrum.npz. Raises RunError when it is missing or damaged."""
     try:
         with np.load(folder / "spectrum.npz", allow_pickle=False) as file:
-            return dict(file)
+            return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError) as error:
         raise RunError(f"{folder / 'spectrum.npz'} cannot be read: {error}") from error
 
@@ -144,7 +144,8 @@ def environment() -> dict[str, Any]:
 
 def _run_columns(run: Mapping[str, Any]) -> dict[str, Any]:
     corpus = {f"corpus_{key}" if key != "name" else "corpus": value for key, value in run["corpus"].items()}
-    return {"run": run["identity"]} | run["configuration"] | corpus
+    settings: dict[str, Any] = run["configuration"]
+    return {"run": run["identity"]} | settings | corpus
 
 
 def _revision() -> str:
@@ -155,7 +156,7 @@ def _revision() -> str:
         changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "."], cwd=here, check=False)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + "+" * (changed.returncode != 0)
+    return str(head.stdout).strip() + "+" * (changed.returncode != 0)
 
 
 def _processor() -> str:

@@ -5,7 +5,6 @@ Its runs are the cross product of the lists, the last list varying fastest; thei
 it, their checkpoints in RUNS/NAME. Source: book, "Sweeps".
 """
 
-from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,13 @@ def run_recorded(configuration: RunConfiguration, runs: Path, records: Path, dat
     return target
 
 
-def _parts(path: str | Path, content: Any) -> tuple[Mapping[str, Any], Mapping[str, list[Any]]]:
-    fixed, lists = (
-        (content.get(name) or {} for name in ("fixed", "lists")) if isinstance(content, dict) else (None, None)
-    )
-    good = isinstance(fixed, dict) and isinstance(lists, dict) and set(content) <= {"fixed", "lists"}
-    if not good or not all(isinstance(values, list) and values for values in lists.values()) or set(fixed) & set(lists):
-        raise RunError(f"{path} is no sweep; allowed: `fixed`, a mapping, and `lists`, a mapping to non-empty lists")
+def _parts(path: str | Path, content: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    error = RunError(f"{path} is no sweep; allowed: `fixed`, a mapping, and `lists`, a mapping to non-empty lists")
+    if not isinstance(content, dict) or not set(content) <= {"fixed", "lists"}:
+        raise error
+    fixed, lists = content.get("fixed") or {}, content.get("lists") or {}
+    if not isinstance(fixed, dict) or not isinstance(lists, dict) or set(fixed) & set(lists):
+        raise error
+    if not all(isinstance(values, list) and values for values in lists.values()):
+        raise error
     return fixed, lists

@@ -146,7 +146,7 @@ class _Run:
         hidden = self.model.hidden(inputs)  # (batch, length, d_model)
         loss = vocabulary_loss(hidden, self.model.embedding.weight, targets, precision=self.config.precision)
         penalty = self.locater(self.model) if self.locater else torch.zeros(())
-        (loss + penalty).backward()
+        torch.autograd.backward(loss + penalty)
         self.optimizer.step()
         progress.update += 1
         progress.loss_sum += self.checked(float(loss.detach()))
