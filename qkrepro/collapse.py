@@ -6,9 +6,9 @@ Source: book, "Rank collapse" and "Both at once"; claim of arXiv 2402.02098 (abs
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -28,8 +28,10 @@ from qkrepro.spectrum import random_spectrum_matrix
 from qkrepro.tokens import ar1_tokens, independent_tokens, random_walk
 
 __all__ = [
+    "MEASURES",
     "Spectrum",
     "Stack",
+    "both_at_once",
     "causal_entropy_bounds",
     "depth_experiment",
     "draw_tokens",
@@ -47,6 +49,12 @@ __all__ = [
 
 TokenLaw = Literal["random walk", "independent", "AR(1)"]
 TOKEN_LAWS: tuple[TokenLaw, ...] = ("random walk", "independent", "AR(1)")
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "residual": rank_residual,
+    "residual_l1_linf": lambda x: rank_residual(x, "l1-linf"),
+    "cosine_similarity": mean_cosine_similarity,
+    "stable_rank": stable_rank,
+}
 LAYER_NORM_EPS = 1e-5  # PyTorch's default
 
 
@@ -95,13 +103,19 @@ class Stack:
 
 
 def depth_experiment(
-    spectra: Sequence[Spectrum], stack: Stack, *, seeds: Iterable[int], measure_at: Iterable[int] | None = None
+    spectra: Sequence[Spectrum],
+    stack: Stack,
+    *,
+    seeds: Iterable[int],
+    measure_at: Iterable[int] | None = None,
+    measures: Collection[str] = tuple(MEASURES),
 ) -> pd.DataFrame:
     """Send tokens through stacks whose W_QK has each of these spectra, and measure both collapses over depth.
 
     Tokens, eigenvectors, the sample of eigenvalues and W_V depend on the seed and the layer alone, so differences
     between spectra are paired by seed, and a seed's rows do not depend on which other seeds or spectra are run.
     measure_at: the layers to measure (0 is the input and always among them), None for all.
+    measures: which of MEASURES to take of the tokens, beside the residual.
 
     Returns one row a (seed, spectrum, layer), tidy: tokens, mean_scaled (ξ/λ), dispersion (√(d σ²)/λ), seed, layer,
     residual (Frobenius), residual_ratio (to the input's own), input_residual, residual_l1_linf (at the mean token),
@@ -119,13 +133,32 @@ def depth_experiment(
     layers = set(range(stack.layers + 1) if measure_at is None else measure_at)
     if not layers <= set(range(stack.layers + 1)):
         raise ArgumentError(f"measure_at is {sorted(layers)}; allowed: layers from 0 to {stack.layers}")
-    table = pd.concat([_one_seed(spectra, stack, seed, layers) for seed in seed_list], ignore_index=True)
+    for measure in measures:
+        check_choice("measures", measure, MEASURES)
+    chosen = ["residual", *(name for name in MEASURES if name in measures and name != "residual")]
+    table = pd.concat([_one_seed(spectra, stack, seed, layers, chosen) for seed in seed_list], ignore_index=True)
     keys = ["mean_scaled", "dispersion", "seed"]
     table["input_residual"] = table.groupby(keys)["residual"].transform("first")
     table["residual_ratio"] = table["residual"] / table["input_residual"]
     table["entropy_ratio"] = table["entropy"] / stack.entropy_scale
     table.insert(0, "tokens", stack.tokens)
     return table
+
+
+def both_at_once(spectra: Sequence[Spectrum], stack: Stack, *, seeds: Iterable[int], setting: str = "") -> pd.DataFrame:
+    """Both collapses of each spectrum side by side: attention in the first layer, tokens after the last.
+
+    setting: a name for what is special about the stack; empty: its number of layers.
+    Returns one row a (seed, spectrum): setting, tokens, mean_scaled, dispersion, seed, entropy_ratio (first layer),
+    residual_ratio (after the last layer, to the input's own). Raises as `depth_experiment` does.
+    """
+    table = depth_experiment(spectra, stack, seeds=seeds, measure_at=[1, stack.layers], measures=["residual"])
+    keys = ["tokens", "mean_scaled", "dispersion", "seed"]
+    entropy = table.loc[table["layer"] == 1, [*keys, "entropy_ratio"]]
+    residual = table.loc[table["layer"] == stack.layers, [*keys, "residual_ratio"]]
+    both = entropy.merge(residual, on=keys, validate="one_to_one")
+    both.insert(0, "setting", setting or f"{stack.layers} layers")
+    return both
 
 
 def draw_tokens(stack: Stack, generator: Generator) -> Tensor:
@@ -155,18 +188,33 @@ def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> 
     return _attention(x.expand(len(spectra), -1, -1), spectra, stack, generator)
 
 
-def _one_seed(spectra: Sequence[Spectrum], stack: Stack, seed: int, layers: Collection[int]) -> pd.DataFrame:
+def _one_seed(
+    spectra: Sequence[Spectrum], stack: Stack, seed: int, layers: Collection[int], measures: Sequence[str]
+) -> pd.DataFrame:
     generator = Generator().manual_seed(seed)
-    x = draw_tokens(stack, generator).expand(len(spectra), -1, -1)  # (S, T, d), S spectra side by side
-    tables = [_measure(x, spectra, stack, seed, 0, None)]
+    tokens = draw_tokens(stack, generator)[None]  # (1, T, d)
+    x = tokens.expand(len(spectra), -1, -1)  # (S, T, d), S spectra side by side
+    rows = [{"layer": 0, "entropy": math.nan, **_measured(tokens, measures)}]
     for layer in range(1, stack.layers + 1):
         attention = _attention(x, spectra, stack, generator)  # (S, T, T)
         mixed = attention @ x @ _value_matrix(stack, generator)  # (S, T, d)
         x = x + mixed if stack.residual else mixed
         x = _layer_norm(x) if stack.layer_norm else x
         if layer in layers:
-            tables.append(_measure(x, spectra, stack, seed, layer, layer_entropy(attention, causal=stack.causal)))
-    return pd.concat(tables, ignore_index=True)
+            entropy = layer_entropy(attention, causal=stack.causal)
+            rows.append({"layer": layer, "entropy": entropy.numpy(), **_measured(x, measures)})
+    keys = {
+        "mean_scaled": [spectrum.trace / stack.temperature for spectrum in spectra],
+        "dispersion": [spectrum.spread / stack.temperature for spectrum in spectra],
+        "seed": seed,
+    }
+    return pd.concat([pd.DataFrame(keys | row) for row in rows], ignore_index=True)
+
+
+def _measured(x: Tensor, measures: Sequence[str]) -> dict[str, Any]:
+    """The measures of tokens (S, T, d); those of one sequence (the input) as numbers, for all spectra alike."""
+    values = {name: MEASURES[name](x) for name in measures}
+    return {name: value.item() if len(value) == 1 else value.numpy() for name, value in values.items()}
 
 
 def _attention(x: Tensor, spectra: Sequence[Spectrum], stack: Stack, generator: Generator) -> Tensor:
@@ -177,24 +225,6 @@ def _attention(x: Tensor, spectra: Sequence[Spectrum], stack: Stack, generator: 
     w = traces / stack.dim * eye + spreads / math.sqrt(stack.dim) * unit  # (S, d, d)
     mask = causal_mask(stack.length) if stack.causal else None
     return softmax_attention(attention_logits(x, w), stack.temperature, mask=mask)
-
-
-def _measure(
-    x: Tensor, spectra: Sequence[Spectrum], stack: Stack, seed: int, layer: int, entropy: Tensor | None
-) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "mean_scaled": [spectrum.trace / stack.temperature for spectrum in spectra],
-            "dispersion": [spectrum.spread / stack.temperature for spectrum in spectra],
-            "seed": seed,
-            "layer": layer,
-            "residual": rank_residual(x).numpy(),
-            "residual_l1_linf": rank_residual(x, "l1-linf").numpy(),
-            "cosine_similarity": mean_cosine_similarity(x).numpy(),
-            "stable_rank": stable_rank(x).numpy(),
-            "entropy": math.nan if entropy is None else entropy.numpy(),
-        }
-    )
 
 
 def _value_matrix(stack: Stack, generator: Generator) -> Tensor:

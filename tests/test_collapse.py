@@ -8,7 +8,15 @@ from torch import Generator
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from qkrepro.attention import attention_logits, causal_mask, softmax_attention
-from qkrepro.collapse import Spectrum, Stack, depth_experiment, draw_tokens, first_attention, layer_entropy
+from qkrepro.collapse import (
+    Spectrum,
+    Stack,
+    both_at_once,
+    depth_experiment,
+    draw_tokens,
+    first_attention,
+    layer_entropy,
+)
 from qkrepro.errors import ArgumentError
 from qkrepro.spectrum import random_spectrum_matrix
 
@@ -143,6 +151,17 @@ def test_identity_values_draw_every_token_to_the_first_at_least_as_fast_as_the_s
     assert bound < 0.5
 
 
+def test_both_at_once_pairs_the_first_attention_with_the_last_tokens():
+    both = both_at_once([CONCENTRATED, DISPERSED], SMALL, seeds=[1, 2])
+    table = depth_experiment([CONCENTRATED, DISPERSED], SMALL, seeds=[1, 2])
+    row = both[(both["seed"] == 2) & (both["dispersion"] == 16)]
+    every = at(table, DISPERSED, 1).query("seed == 2"), at(table, DISPERSED, 3).query("seed == 2")
+    assert len(both) == 4
+    assert row["setting"].item() == "3 layers"
+    assert row["entropy_ratio"].item() == every[0]["entropy_ratio"].item()
+    assert row["residual_ratio"].item() == every[1]["residual"].item() / every[1]["input_residual"].item()
+
+
 def test_tokens_follow_the_law_asked_for():
     stacks = {law: Stack(tokens=law, length=40, normalise_input=False) for law in ("random walk", "independent")}
     growth = {}
@@ -177,6 +196,7 @@ def test_layer_entropy_is_the_mean_over_the_last_half_of_causal_queries():
         (lambda: depth_experiment([], SMALL, seeds=[0]), "spectra has 0 entries"),
         (lambda: depth_experiment([DISPERSED], SMALL, seeds=[]), "seeds 0"),
         (lambda: depth_experiment([DISPERSED], SMALL, seeds=[0], measure_at=[4]), r"measure_at is \[4\]"),
+        (lambda: depth_experiment([DISPERSED], SMALL, seeds=[0], measures=["rank"]), "measures is 'rank'"),
         (lambda: depth_experiment([Spectrum(1, -1)], SMALL, seeds=[0]), "spread is -1"),
         (lambda: depth_experiment([DISPERSED], Stack(tokens="AR(1)", coefficient=1.0), seeds=[0]), "coefficient is 1"),
     ],
