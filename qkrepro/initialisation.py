@@ -65,6 +65,12 @@ class XavierLaw:
         ratio_sq = (radius.double() / self.eigen_radius).clamp(0, 1).square()
         return (((1 - c) ** 2 + 4 * c * ratio_sq).sqrt() - (1 - c)) / (2 * c)
 
+    def radius_density(self, radius: Tensor) -> Tensor:
+        """Derivative of `radius_cdf`, per unit of |λ|; float64, 0 beyond `eigen_radius`."""
+        c, ratio = self.d_head / self.d_model, radius.double() / self.eigen_radius
+        inside = 2 * ratio / ((1 - c) ** 2 + 4 * c * ratio.square()).sqrt() / self.eigen_radius
+        return torch.where(ratio <= 1, inside, 0.0)
+
 
 def xavier_law(d_model: int, d_head: int, *, fan_out: int | None = None) -> XavierLaw:
     """Law of the spectrum under Xavier initialisation, whose entries have variance 2 / (d_model + fan_out).

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scipy import stats
+from scipy import integrate, stats
 
 from qkrepro.errors import ArgumentError
 from qkrepro.initialisation import xavier_law, xavier_qk
@@ -64,6 +64,14 @@ def test_radius_law_is_the_circular_law_for_thin_heads_and_linear_for_square_one
         thin.radius_cdf(ratio * thin.eigen_radius), ratio.clamp(max=1).square(), rtol=0, atol=1e-5
     )
     torch.testing.assert_close(square.radius_cdf(ratio * square.eigen_radius), ratio.clamp(max=1))
+
+
+def test_radius_density_integrates_to_the_share_within():
+    law = xavier_law(40, 30)
+    for share in (0.3, 1.0, 1.5):
+        density, _ = integrate.quad(lambda r: float(law.radius_density(torch.tensor(r))), 0, share * law.eigen_radius)
+        within = float(law.radius_cdf(torch.tensor(share * law.eigen_radius)))
+        assert density == pytest.approx(within, rel=1e-4)
 
 
 def test_second_moment_of_the_radius_law_is_its_closed_form():
