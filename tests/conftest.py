@@ -1,0 +1,21 @@
+"""What several test modules share: copies of the checkout, and a site built in one."""
+
+from pathlib import Path
+
+import pytest
+from checkout_copy import Copy, make_copy
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    """A fresh copy in which nothing was executed and the site was built strictly; treat it as read-only."""
+    copy = make_copy(tmp_path_factory.mktemp("built"))
+    done = copy.qkrepro("html")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return copy
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    """A fresh copy of the checkout."""
+    return make_copy(tmp_path)
