@@ -16,6 +16,7 @@ from numpy.linalg import eigvals, norm, qr
 from scipy import integrate, optimize
 
 from qkrepro.collapse import entropy_lower_bound, mean_cosine_similarity, rank_residual, stable_rank
+from qkrepro.locater import project_gradients, recentre_trace
 
 seeds = st.integers(0, 10**6)
 
@@ -220,6 +221,21 @@ def test_prop_uniform_collapse_halves_the_residual_with_every_causal_layer():
     np.testing.assert_allclose(np.linalg.matrix_power(average, 80) @ x, np.tile(x[0], (length, 1)), atol=1e-12)
 
 
+def test_prop_causal_collapse_comes_in_the_end_even_for_a_concentrated_spectrum():
+    rng, length, dim = np.random.default_rng(11), 5, 3
+    x = rng.standard_normal((length, dim))
+    x /= norm(x, axis=1, keepdims=True)  # B = 1
+    first, far = norm(x[0]), norm(x - x[0], axis=1).max()
+    w, delta = 1.5 * np.eye(dim), math.exp(-2 * 1.5) / length  # ω* = 1.5
+    hidden = np.triu(np.full((length, length), -np.inf), 1)
+    for layer in range(1, 1501):
+        x = softmax(x @ w @ x.T + hidden) @ x @ qr(rng.standard_normal((dim, dim)))[0]
+        distance = norm(x - x[0], axis=1).max()
+        assert distance <= (1 - delta) ** layer * far * (1 + 1e-9) + 1e-12
+    assert norm(x[0]) == pytest.approx(first)
+    assert float(rank_residual(torch.tensor(x))) < 1e-6
+
+
 @given(length=st.integers(2, 20), scale=st.floats(0.1, 30), seed=seeds)
 def test_prop_entropy_gradient_is_at_most_the_entropy(length, scale, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -319,3 +335,31 @@ def test_prop_locater_variants_minimise_what_they_say():
         assert variance_form(w, rank) > 0
         assert variance_form(w, dim) >= np.trace(w) ** 2 * (1 / rank - 1 / dim) - 1e-9
     assert variance_form(-2 * projection(rng, dim, rank), rank) == pytest.approx(0, abs=1e-9)
+
+
+def test_prop_projection_keeps_the_trace_to_first_order():
+    generator = torch.Generator().manual_seed(12)
+    w_q, w_k, g_q, g_k = torch.randn(4, 3, 6, generator=generator, dtype=torch.float64)
+    along = ((g_q * w_k).sum() + (g_k * w_q).sum()) / (w_q.square().sum() + w_k.square().sum())
+    by_hand = g_q - along * w_k, g_k - along * w_q
+    project_gradients(w_q, w_k, g_q, g_k)  # in place
+    torch.testing.assert_close((g_q, g_k), by_hand)
+    for step in (1e-1, 1e-3):
+        moved = ((w_q - step * g_q) * (w_k - step * g_k)).sum() - (w_q * w_k).sum()
+        assert float(moved) == pytest.approx(step**2 * float((g_q * g_k).sum()), rel=1e-6)
+    before = w_k.clone()
+    recentre_trace(w_q, w_k, 1.7)
+    assert float((w_q * w_k).sum()) == pytest.approx(1.7)
+    for _ in range(20):  # any other change of w_k that gives this trace is larger
+        other = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+        other += (1.7 - (w_q * (before + other)).sum()) / w_q.square().sum() * w_q
+        assert float(other.norm()) >= float((w_k - before).norm())
+    frame = torch.linalg.qr(torch.randn(6, 3, generator=generator, dtype=torch.float64))[0].mT  # (3, 6)
+    best = math.sqrt(1.7 / 3) * frame
+    assert float((best.mT @ best).square().sum()) == pytest.approx(1.7**2 / 3)
+    for _ in range(50):
+        w = (
+            torch.randn(3, 6, generator=generator, dtype=torch.float64).mT
+            @ torch.randn(3, 6, generator=generator).double()
+        )
+        assert float((w * 1.7 / w.trace()).square().sum()) >= 1.7**2 / 3 - 1e-12
