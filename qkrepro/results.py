@@ -149,7 +149,9 @@ def _run_columns(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _revision() -> str:
-    """The git revision of the code, with "+" when it was changed since; "unknown" outside a checkout."""
+    """The git revision of the code, with "+" when it was changed since; $QKREPRO_REVISION outside a checkout."""
+    if given := os.environ.get("QKREPRO_REVISION"):
+        return given
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)

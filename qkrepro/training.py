@@ -26,6 +26,7 @@ from qkrepro.configuration import RunConfiguration, described
 from qkrepro.corpus import Corpus, load_corpus
 from qkrepro.errors import CorpusError, RunError
 from qkrepro.evaluation import Block, cut, mean_loss, measure
+from qkrepro.locater import LocAteR
 from qkrepro.optimizer import learning_rate, make_optimizer, set_learning_rate
 from qkrepro.results import environment, is_recorded, write_arrays, write_atomically, write_json, write_metrics
 from qkrepro.starts import build_model
@@ -108,6 +109,8 @@ class _Run:
         self.progress = load_checkpoint(
             folder, self.about["identity"], self.model, self.optimizer, configuration.device
         )
+        if self.locater:
+            self.locater.start(self.model, recentre=not self.progress.rows)
         self.session = {"from_update": self.progress.update, "training_seconds": 0.0, "evaluation_seconds": 0.0}
         self.progress.sessions.append(self.session | environment() | {"device_name": _device_name(configuration)})
         self.progress.environment = self.progress.environment or _environment(self.progress.sessions[-1])
@@ -244,12 +247,10 @@ class _Run:
         return {name: torch.stack([array[name] for array in arrays]).numpy() for name in arrays[0]}
 
 
-def _locater(configuration: RunConfiguration) -> Any:
+def _locater(configuration: RunConfiguration) -> LocAteR | None:
     """The regulariser of a run; the baseline has none and pays nothing for it."""
     if configuration.kappa == 0:
         return None
-    from qkrepro.locater import LocAteR
-
     return LocAteR(configuration.kappa, configuration.target_trace, scale=configuration.scale, mean=configuration.mean)
 
 
