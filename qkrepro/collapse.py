@@ -15,7 +15,14 @@ import torch
 from torch import Generator, Tensor
 
 from qkrepro.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
-from qkrepro.entropy_bound import causal_entropy_bounds, entropy_lower_bound, extremal_logits, log_entropy_lower_bound
+from qkrepro.entropy_bound import (
+    causal_entropy_bounds,
+    causal_logit_norms,
+    entropy_lower_bound,
+    extremal_logits,
+    high_temperature_deficit,
+    log_entropy_lower_bound,
+)
 from qkrepro.errors import ArgumentError, check_choice, check_integer, check_number
 from qkrepro.rank_measures import (
     l1_linf_norm,
@@ -33,11 +40,13 @@ __all__ = [
     "Stack",
     "both_at_once",
     "causal_entropy_bounds",
+    "causal_logit_norms",
     "depth_experiment",
     "draw_tokens",
     "entropy_lower_bound",
     "extremal_logits",
     "first_attention",
+    "high_temperature_deficit",
     "l1_linf_norm",
     "layer_entropy",
     "log_entropy_lower_bound",

@@ -1,6 +1,7 @@
-"""Lower bounds on the entropy of softmax attention, in nats, from norms of the logits.
+"""How far the entropy of softmax attention can fall: lower bounds from norms, and its deficit at high temperature.
 
-Source: book, "Entropy collapse" (with a proof); Zhai et al. 2023 (arXiv 2303.06296), which has the first of them.
+Entropies are in nats. Source: book, "Entropy and rank" (with proofs); Zhai et al. 2023 (arXiv 2303.06296), which has
+the first of the bounds.
 """
 
 import math
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from qkrepro.attention import attention_logits
-from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite, check_number
+from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite, check_integer, check_number
+from qkrepro.spectrum import SpectrumMoments
 
 BoundKind = Literal["zhai", "centred", "logits"]
 BOUND_KINDS: tuple[BoundKind, ...] = ("zhai", "centred", "logits")
@@ -42,18 +44,15 @@ def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor
     return torch.where(size > 1, rest + ratio.log(), torch.full_like(rest, -torch.inf))
 
 
-def causal_entropy_bounds(
-    tokens: Tensor, w: Tensor, temperature: float = 1.0, *, kind: BoundKind = "zhai", log: bool = False
-) -> Tensor:
-    """Lower bound on the entropy of every causal row, from what row t sees: T = t and its t visible tokens X.
+def causal_logit_norms(tokens: Tensor, w: Tensor, *, kind: BoundKind = "zhai") -> Tensor:
+    """σ̄ λ of every causal row, from what row t sees: T = t and its t visible tokens X (x_t the query, x̄ their mean).
 
-    kind, from the published bound to the sharpest of this family (x_t the query, x̄ the mean visible token):
-    "zhai" σ̄ = ‖W‖₂ ‖XXᵀ‖₂ / λ; "centred" σ̄ = ‖W‖₂ ‖X − 1x̄ᵀ‖₂ ‖x_t‖ / λ; "logits" σ̄ = ‖ω − ω̄‖₂ / λ itself.
-    tokens: (..., T, d). w: (d, d) or (..., d, d). temperature: λ > 0. Returns float64 nats, (..., T), the first of each
-    row 0; with log=True its logarithm (−inf first). Raises ShapeError, ArgumentError as the functions it calls.
+    kind, from the published bound to the sharpest of this family, each at most the one before:
+    "zhai" ‖W‖₂ ‖XXᵀ‖₂; "centred" ‖W‖₂ ‖X − 1x̄ᵀ‖₂ ‖x_t‖; "logits" ‖ω − ω̄‖₂ itself.
+    tokens: (..., T, d). w: (d, d) or (..., d, d). Returns float64, (..., T).
+    Raises ArgumentError for another kind or non-finite values, ShapeError when d differs.
     """
     check_choice("kind", kind, BOUND_KINDS)
-    check_number("temperature", temperature, above=0)
     logits = attention_logits(tokens, w)  # checks shapes and finiteness
     x, matrix_norm = tokens.double(), torch.linalg.matrix_norm(w.double(), 2)  # (..., T, d), (...)
     rows = []
@@ -67,9 +66,36 @@ def causal_entropy_bounds(
         else:
             row = logits[..., t - 1, :t]
             rows.append((row - row.mean(-1, keepdim=True)).norm(dim=-1))
-    sigma = torch.stack(rows, dim=-1) / temperature  # (..., T)
-    bound = log_entropy_lower_bound(sigma, torch.arange(1, x.shape[-2] + 1))
+    return torch.stack(rows, dim=-1)
+
+
+def causal_entropy_bounds(
+    tokens: Tensor, w: Tensor, temperature: float = 1.0, *, kind: BoundKind = "zhai", log: bool = False
+) -> Tensor:
+    """Lower bound on the entropy of every causal row, with σ̄ of `causal_logit_norms`, whose arguments it takes.
+
+    temperature: λ > 0. Returns float64 nats, (..., T), the first of each row 0; with log=True the logarithm of it
+    (−inf first). Raises as `causal_logit_norms` does, and ArgumentError for λ <= 0.
+    """
+    check_number("temperature", temperature, above=0)
+    norms = causal_logit_norms(tokens, w, kind=kind)
+    bound = log_entropy_lower_bound(norms / temperature, torch.arange(1, norms.shape[-1] + 1))
     return bound if log else bound.exp()
+
+
+def high_temperature_deficit(moments: SpectrumMoments, length: int, temperature: Tensor | float) -> Tensor:
+    """Leading order of E[log T − H] for the last query of a raw random walk, as λ → ∞; nats.
+
+    (T² − 1)/(24 λ²) · (ξ² + 2‖M‖_F² + tr M²): at a given trace it is least exactly for equal eigenvalues.
+    moments: of M, W in whitened tokens (W itself for increments of unit covariance). temperature: λ > 0, any shape.
+    Returns float64, of the broadcast shape. Source: book, "Entropy and rank", high temperature (ours).
+    """
+    check_integer("length", length, at_least=2)
+    scale = torch.as_tensor(temperature, dtype=torch.float64)
+    check_number("temperature", float(scale.min()), above=0)
+    logits_sq = moments.trace.square() + 2 * moments.frobenius_sq + moments.trace_sq
+    deficit: Tensor = (length**2 - 1) / (24 * scale.square()) * logits_sq
+    return deficit
 
 
 def extremal_logits(sigma: float, length: int) -> Tensor:

@@ -68,6 +68,7 @@ def plot_depth(
         axis.plot(line["layer"], line["median"], marker="o", markersize=3, label=label, **style)
         axis.fill_between(line["layer"], line["low"], line["high"], color=style["color"], alpha=0.15, linewidth=0)
     axis.set_xlabel("layers")
+    axis.margins(x=0.02)
 
 
 def plot_entropy_over_dispersion(summary: pd.DataFrame, column: str, axis: Axes) -> None:
@@ -102,7 +103,7 @@ def plot_both(cells: pd.DataFrame, dim: int, axes: Sequence[Axes]) -> QuadMesh:
         fine = np.linspace(x[0], x[-1], 401)
         axis.plot(fine, np.abs(fine) / dim**0.5, color="white", linestyle=":", linewidth=1.3)
         axis.set(xlabel=MEAN_LABEL, yscale="log", xlim=x[[0, -1]], ylim=y[[0, -1]])
-        axis.set_yticks(ticks := [t for t in (0.25, 1, 4, 16, 64) if y[0] < t < y[-1]], [f"{t:g}" for t in ticks])
+        axis.set_yticks(ticks := [t for t in 2.0 ** np.arange(-4, 9) if y[0] < t < y[-1]], [f"{t:g}" for t in ticks])
         axis.minorticks_off()
         axis.grid(False)
         _label_safe(axis, cells[cells["safe"]])

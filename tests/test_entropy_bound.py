@@ -7,9 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkrepro.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
-from qkrepro.collapse import causal_entropy_bounds, entropy_lower_bound, extremal_logits, log_entropy_lower_bound
+from qkrepro.collapse import (
+    causal_entropy_bounds,
+    entropy_lower_bound,
+    extremal_logits,
+    high_temperature_deficit,
+    log_entropy_lower_bound,
+)
 from qkrepro.entropy_bound import BOUND_KINDS
 from qkrepro.errors import ArgumentError, ShapeError
+from qkrepro.spectrum import matrix_moments, random_spectrum_matrix
 
 SIGMAS = st.floats(0, 30)
 
@@ -85,6 +92,28 @@ def test_every_kind_is_attained_by_orthogonal_tokens_and_a_matrix_of_rank_one(ki
     assert float(causal_entropy_bounds(x, w, 1.5, kind=kind)[-1]) == pytest.approx(float(measured), rel=1e-9)
 
 
+@pytest.mark.parametrize(("variance", "symmetric"), [(0.0, True), (0.02, True), (0.01, False)])
+def test_high_temperature_deficit_matches_simulated_walks_within_four_standard_errors(variance, symmetric):
+    length, dim, walks, temperature = 16, 12, 6000, 400.0
+    generator = torch.Generator().manual_seed(8)
+    w = random_spectrum_matrix(dim, 0.3, variance, symmetric=symmetric, generator=generator)
+    x = torch.randn(walks, length, dim, generator=generator, dtype=torch.float64).cumsum(-2)
+    logits = torch.einsum("nid,de,ne->ni", x, w, x[:, -1])
+    deficits = math.log(length) - entropy(logits / temperature)
+    error = float(deficits.std()) / walks**0.5
+    predicted = float(high_temperature_deficit(matrix_moments(w), length, temperature))
+    assert predicted == pytest.approx(float(deficits.mean()), abs=4 * error)
+    assert error < 0.05 * predicted
+
+
+@given(st.integers(2, 12), st.integers(0, 10_000))
+def test_no_matrix_of_the_same_trace_has_a_smaller_deficit_than_equal_eigenvalues(dim, seed):
+    w = torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    equal = w.trace() / dim * torch.eye(dim, dtype=torch.float64)
+    least, any_other = (high_temperature_deficit(matrix_moments(m), 20, 50.0) for m in (equal, w))
+    assert float(least) <= float(any_other) * (1 + 1e-12)
+
+
 def test_bounds_of_a_batch_are_those_of_its_sequences_and_the_logarithm_is_theirs():
     generator = torch.Generator().manual_seed(1)
     x, w = torch.randn(3, 5, 4, generator=generator), torch.randn(3, 4, 4, generator=generator)
@@ -97,6 +126,8 @@ def test_bounds_of_a_batch_are_those_of_its_sequences_and_the_logarithm_is_their
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda: high_temperature_deficit(matrix_moments(torch.eye(2)), 1, 1.0), ArgumentError, "length is 1"),
+        (lambda: high_temperature_deficit(matrix_moments(torch.eye(2)), 4, 0.0), ArgumentError, "temperature is 0"),
         (lambda: entropy_lower_bound(-1.0, 4), ArgumentError, "spectral_norm_logits is -1"),
         (lambda: entropy_lower_bound(torch.inf, 4), ArgumentError, "non-finite"),
         (lambda: entropy_lower_bound(1.0, 0), ArgumentError, "length is 0"),
