@@ -1,4 +1,4 @@
-"""LocAteR, LOCalized ATtEntion Regularization: keep the scale of the query-key eigenspectrum small and its mean in place.
+"""LocAteR, LOCalized ATtEntion Regularization: keep the query-key eigenspectrum small in scale, its mean in place.
 
 One line in anybody's training loop:
 
@@ -139,8 +139,9 @@ class LocAteR:
         for each in self.find(model):
             if recentre:
                 recentre_trace(*each.weights(), self.target_trace)
-            for parameter in {id(p): p for p in (each.query, each.key)}.values():
-                handles.append(parameter.register_post_accumulate_grad_hook(_projection_hook(each)))
+            hook = _projection_hook(each)
+            distinct = {id(p): p for p in (each.query, each.key)}.values()
+            handles += [p.register_post_accumulate_grad_hook(hook) for p in distinct]  # type: ignore[no-untyped-call]
         return handles
 
 
