@@ -137,7 +137,7 @@ def notes(layer: QKLayer, options: TableOptions) -> Iterator[str]:
     yield "Percent and z: among random heads of the same shape and size. Every column, in full: --format csv."
     if layer.b_q is not None and layer.rotary is None:
         yield (
-            "Biases are not part of W: that of the query adds (w_kᵀ b_q)ᵀ x to the logit of a key x (column key_bias);\n"
+            "Biases are not part of W: that of the query adds (w_kᵀ b_q)ᵀ x to the logit of a key x (key_bias);\n"
             "that of the key adds one constant to all logits of a query, which softmax ignores."
         )
     elif layer.b_q is not None:
