@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_integer
 
@@ -75,8 +74,9 @@ class _VocabularyLoss(torch.autograd.Function):
         return nll
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        if torch.is_grad_enabled():  # the saved gradients know nothing of their own derivatives
+            raise ArgumentError("create_graph is True; allowed: False, since vocabulary_loss is differentiable once")
         grad_hidden, grad_embedding = ctx.saved_tensors
         if grad.device.type == "cpu" and grad.item() == 1:  # two passes over memory saved in an ordinary backward()
             return grad_hidden, grad_embedding, None, None, None
@@ -143,3 +143,7 @@ def _check(hidden: Tensor, embedding: Tensor, targets: Tensor, precision: str) -
     if targets.dtype != torch.int64 or hidden.dtype != embedding.dtype or not hidden.is_floating_point():
         found = f"{hidden.dtype}, {embedding.dtype} and {targets.dtype}"
         raise ArgumentError(f"hidden, embedding, targets are {found}; allowed: one floating dtype twice, then int64")
+    if targets.device.type == "cpu":  # on an accelerator the kernels check, without waiting for it
+        least, most = targets.aminmax()
+        if least < 0 or most >= embedding.shape[0]:
+            raise ArgumentError(f"targets holds {int(least)} to {int(most)}; allowed: 0 to {embedding.shape[0] - 1}")
