@@ -143,6 +143,17 @@ def test_autocast_changes_nothing() -> None:
     torch.testing.assert_close(gradients(inside, hidden, embedding), gradients(outside, hidden, embedding))
 
 
+def test_hidden_tokens_in_half_precision_meet_the_embedding_in_its_own() -> None:
+    hidden, embedding, targets = draw()
+    half = hidden.detach().bfloat16().requires_grad_()
+    exact = half.detach().float().requires_grad_()
+    ours = gradients(vocabulary_loss(half, embedding, targets), half, embedding)
+    theirs = gradients(plain(exact, embedding, targets), exact, embedding)
+    assert ours[0].dtype == torch.bfloat16
+    torch.testing.assert_close(ours[0].float(), theirs[0], rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(ours[1], theirs[1])
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the number of elements of the largest tensor that any operation made."""
 
@@ -179,7 +190,8 @@ def test_second_derivatives_are_refused() -> None:
         ({"targets": torch.full((40,), 50)}, ArgumentError),
         ({"targets": torch.full((40,), -1)}, ArgumentError),
         ({"embedding": torch.zeros(50, 9)}, ShapeError),
-        ({"embedding": torch.zeros(50, 8, dtype=torch.float64)}, ArgumentError),
+        ({"embedding": torch.zeros(50, 8, dtype=torch.bfloat16)}, ArgumentError),
+        ({"hidden": torch.zeros(40, 8, dtype=torch.int64)}, ArgumentError),
         ({"hidden": torch.zeros(0, 8), "targets": torch.zeros(0, dtype=torch.int64)}, ShapeError),
         ({"precision": "fp8"}, ArgumentError),
         ({"chunk": 0}, ArgumentError),
