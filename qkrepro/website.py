@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from qkrepro import __version__
 from qkrepro.claims import write_pages
 from qkrepro.errors import SiteError
 from qkrepro.figure_numbers import COMMITTED_PROFILE, book_root
+from qkrepro.notebooks import read_notebook
 from qkrepro.site_check import site_problems
 
 MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
@@ -36,10 +37,14 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Ca
     work = root / "_build" / profile / "site"
     say("site: copying the sources")
     pages = stage(root, work, profile, draft=draft)
+    problems = unusable_notebooks(work, pages)
+    if problems and not draft:
+        raise SiteError(f"{'; '.join(problems)}; run `qkrepro figures` first")
     say(f"site: building {len(pages)} pages" + ("" if draft else ", warnings are errors"))
     built = work / "_build" / "html"
     log = run_jupyter_book(work, strict=not draft, say=say)
-    problems = [] if built.is_dir() else [f"nothing was built; see {log}"]
+    if not built.is_dir():
+        raise SiteError(f"nothing was built; see {log}")
     problems += site_problems(built, pages)
     if problems and not draft:
         raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
@@ -82,6 +87,18 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     _drop(toc, missing)
     (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     return [page for page in _pages(toc) if page not in missing]
+
+
+def unusable_notebooks(work: Path, pages: Sequence[str]) -> list[str]:
+    """Notebooks among the pages with a code cell that was not executed, or that failed."""
+    found = []
+    for path in (source for page in pages if (source := _source(work, page)) and source.suffix == ".ipynb"):
+        cells = [cell for cell in read_notebook(path).cells if cell.cell_type == "code"]
+        if not all(cell.execution_count for cell in cells):
+            found.append(f"{path.stem} has cells that were not executed")
+        if any(output.output_type == "error" for cell in cells for output in cell.outputs):
+            found.append(f"{path.stem} has a cell that failed")
+    return found
 
 
 def configuration(root: Path, profile: str) -> dict[str, Any]:

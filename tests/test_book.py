@@ -15,6 +15,7 @@ from qkrepro.website import configuration
 ROOT = Path(__file__).parent.parent
 NOTEBOOK_SECONDS, NOTEBOOK_MB = 15, 1500  # processor seconds on two cores, peak memory
 SITE_MB, PAGE_MB = 25, 3
+FAILED = '"ename": "E", "evalue": "v", "traceback": [], "output_type": "error"'
 
 
 def _text_outputs(path: Path) -> list[object]:
@@ -110,6 +111,8 @@ def test_a_changed_module_makes_stale_who_reaches_it_and_an_added_function_nobod
     [
         ("book/glossary.md", "# ", "{doc}`nowhere`\n\n# ", "unknown document: 'nowhere'"),
         ("_toc.yml", "book/glossary", "book/glossaries", "_toc.yml names book/glossaries"),
+        ("notebooks/01_softmax_linearisation.ipynb", '"execution_count": 1', '"execution_count": null', "not executed"),
+        ("notebooks/01_softmax_linearisation.ipynb", '"output_type": "stream"', FAILED, "has a cell that failed"),
     ],
 )
 def test_a_broken_page_fails_the_build_by_name(copy: Copy, path: str, old: str, new: str, said: str) -> None:
