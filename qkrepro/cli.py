@@ -157,6 +157,25 @@ def spectrum(
     )
 
 
+@app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="Sweep file, such as results/search-kappa.yaml.")],
+    data: Annotated[str | None, typer.Option(help="Folder with WikiText-2; default $QKREPRO_DATA.")] = None,
+    runs: Annotated[str, typer.Option(help="Folder for checkpoints, shared by all workers.")] = "runs",
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster, tcp://HOST:PORT; default: one that is started here.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at once in the cluster that is started here.")] = None,
+) -> None:
+    """Run what is not recorded yet of a sweep file's cross product, and print the table of its records."""
+    from qkrepro.sweep import run_sweep
+
+    outcome = run_sweep(file, data=data, runs=runs, scheduler=scheduler, workers=workers, say=typer.echo)
+    typer.echo(outcome.table.to_string(index=False))
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command; bad input is one line on stderr and exit code 2, never a traceback."""
     try:
