@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from qkrepro.errors import CheckpointError
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BITS = {
-    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
+    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
     **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F4": 4},
     **{"F6_E2M3": 6, "F6_E3M2": 6, "C64": 64, "F64": 64, "I64": 64, "U64": 64},
 }
@@ -82,6 +81,8 @@ class TorchFile:
         """Open the file; raises CheckpointError when it is damaged or holds anything but tensors and plain values."""
         self.path = path
         self.tensors = dict(_tensors(_load_torch(path)))
+        for name in self.tensors:
+            check_name(path, name)
         if not self.tensors:
             raise CheckpointError(f"{path}: no tensors found; allowed: a state dict as torch.save writes it")
 
@@ -210,6 +211,7 @@ def _parse_json(path: Path, raw: bytes, what: str) -> dict[str, Any]:
 
 def _entry(path: Path, name: str, fields: Any, base: int) -> TensorEntry:
     """One checked entry of a header whose data start at byte `base` of the file."""
+    check_name(path, name)
     if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
         raise CheckpointError(f"{path}: {name} has no dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -221,6 +223,12 @@ def _entry(path: Path, name: str, fields: Any, base: int) -> TensorEntry:
     if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
         raise CheckpointError(f"{path}: {name} has {end - begin} bytes for shape {shape!r:.60} of {dtype}")
     return TensorEntry(dtype, tuple(shape), base + begin, base + end)
+
+
+def check_name(path: Path, name: str) -> None:
+    """Raise CheckpointError unless a tensor's name can be printed on one line."""
+    if not name.isprintable():
+        raise CheckpointError(f"{path}: a tensor is called {name!r:.80}; allowed: printable names")
 
 
 def _counts(value: Any) -> bool:
@@ -280,10 +288,8 @@ def _load_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused, not tensors and plain values alone, or damaged") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle can raise any of a dozen kinds
         raise CheckpointError(f"{path}: not a file of torch.save, or damaged ({one_line(error)})") from error
-    except (zipfile.BadZipFile, MemoryError, OverflowError, AssertionError) as error:
-        raise CheckpointError(f"{path}: damaged ({one_line(error)})") from error
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:

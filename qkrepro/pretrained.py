@@ -104,7 +104,7 @@ def read_layer(tower: Tower, layer: int) -> QKLayer:
     b_q, b_k = _projections(tower, layer, "bias", ()) if biased else (None, None)
     if not (bool(torch.isfinite(w_q).all()) and bool(torch.isfinite(w_k).all())):
         raise CheckpointError(f"{tower.checkpoint.path}: layer {layer} has non-finite query or key weights")
-    softcap = tower.config.get("attn_logit_softcapping") if tower.family.softcap else None
+    softcap = _positive(tower, "attn_logit_softcapping", None) if tower.family.softcap else None
     return QKLayer(
         layer=layer,
         w_q=w_q,
@@ -113,7 +113,7 @@ def read_layer(tower: Tower, layer: int) -> QKLayer:
         b_k=b_k,
         multiplier=_multiplier(tower, layer),
         part=tower.part.name,
-        softcap=None if softcap is None else float(softcap),
+        softcap=softcap,
         rotary=rotary_of_layer(tower.config, layer, sizes.d_head) if tower.family.rotary else None,
         qk_norm=_qk_norm(tower, layer),
         input_norm=_input_norm(tower, layer),
@@ -146,7 +146,7 @@ def _qk_norm(tower: Tower, layer: int) -> QKNorm | None:
         _read(tower, name, "weight", layer, (tower.sizes.d_head,)).double() + tower.family.qk_gain_offset
         for name in tower.family.qk_norm
     ]
-    return QKNorm(gains[0], gains[1], float(tower.config.get("rms_norm_eps", 1e-6)))
+    return QKNorm(gains[0], gains[1], _positive(tower, "rms_norm_eps", 1e-6) or 0.0)
 
 
 def _input_norm(tower: Tower, layer: int) -> InputNorm | None:
@@ -167,14 +167,21 @@ def _multiplier(tower: Tower, layer: int) -> float:
     """What the model multiplies qᵀk by: 1/√d_head unless its configuration says otherwise."""
     config, d_head = tower.config, tower.sizes.d_head
     if tower.family.multiplier == "query_pre_attn_scalar":
-        scalar = config.get("query_pre_attn_scalar")
-        if not isinstance(scalar, int | float) or isinstance(scalar, bool) or not scalar > 0:
-            raise CheckpointError(f"config.json: query_pre_attn_scalar is {scalar!r}; allowed: a number > 0")
-        return 1 / math.sqrt(scalar)
+        return 1 / math.sqrt(_positive(tower, "query_pre_attn_scalar", None) or d_head)
     if tower.family.multiplier == "gpt2":
         multiplier = 1.0 if config.get("scale_attn_weights") is False else 1 / math.sqrt(d_head)
         return multiplier / (layer + 1) if config.get("scale_attn_by_inverse_layer_idx") else multiplier
     return 1 / math.sqrt(d_head)
+
+
+def _positive(tower: Tower, key: str, default: float | None) -> float | None:
+    """A number > 0 of config.json, or the default where it is left out or null; CheckpointError for anything else."""
+    value = tower.config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise CheckpointError(f"{tower.checkpoint.path}: config.json: {key} is {value!r:.40}; allowed: a number > 0")
+    return float(value)
 
 
 def _name(tower: Tower, template: str, kind: str, layer: int) -> str:

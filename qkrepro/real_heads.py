@@ -17,18 +17,7 @@ from qkrepro.intervals import spearman_interval
 from qkrepro.minilm import LayerView, layer_views
 from qkrepro.pretrained import qk_layers
 from qkrepro.spectrum_null import localization_of, relative_variance
-
-
-def covariance(tokens: Sequence[Tensor]) -> Tensor:
-    """Covariance (d, d), float64, of all tokens of several windows (T, d) about their common mean."""
-    pooled = torch.cat(list(tokens)).double()
-    return torch.cov(pooled.mT, correction=0)
-
-
-def increment_covariance(tokens: Sequence[Tensor]) -> Tensor:
-    """Second moment (d, d), float64, of x_{t+1} − x_t within windows (T, d): Σ of the random walk (section 4)."""
-    steps = torch.cat([window.double().diff(dim=0) for window in tokens])
-    return steps.mT @ steps / len(steps)
+from qkrepro.token_covariance import covariance, increment_covariance
 
 
 def measured_heads(folder: Path, windows: list[Tensor]) -> pd.DataFrame:

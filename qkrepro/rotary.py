@@ -45,17 +45,24 @@ def rotary_of_layer(config: Mapping[str, Any], layer: int, d_head: int) -> Rotar
 
     Raises CheckpointError for a rope type that is not known here, or parameters that are missing or not numbers.
     """
-    rope = _rope_parameters(config, layer)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in KNOWN:
-        raise CheckpointError(f"config.json: rope type is {kind!r}; allowed: {', '.join(KNOWN)}")
     try:
+        rope = _rope_parameters(config, layer)
+        kind = rope.get("rope_type", rope.get("type", "default"))
         dim = int(d_head * float(rope.get("partial_rotary_factor", 1.0)))
         base = float(rope.get("rope_theta", 10000.0))
-        plain = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (n/2,)
+        if kind not in KNOWN:
+            raise CheckpointError(f"config.json: rope type is {kind!r:.40}; allowed: {', '.join(KNOWN)}")
+        if not (base > 0 and 0 <= dim <= d_head and dim % 2 == 0):
+            raise ValueError(f"base {base} and {dim} of {d_head} dimensions")
+        plain = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / max(dim, 1))  # (n/2,)
         frequencies, scaling = _scaled(kind, plain, rope, config, base)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise CheckpointError(f"config.json: rotary parameters {rope!r:.120} cannot be used") from error
+        if not (bool(torch.isfinite(frequencies).all()) and math.isfinite(scaling)):
+            raise ValueError("not finite")
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        stated = config.get("rope_parameters", config.get("rope_scaling", config.get("rope_theta")))
+        raise CheckpointError(f"config.json: rotary parameters {stated!r:.120} cannot be used") from error
     return Rotary(frequencies, scaling)
 
 
