@@ -5,13 +5,15 @@ the first of the bounds.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from qkrepro.attention import attention_logits
+from qkrepro.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
 from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite, check_integer, check_number
 from qkrepro.spectrum import SpectrumMoments
 
@@ -81,6 +83,30 @@ def causal_entropy_bounds(
     norms = causal_logit_norms(tokens, w, kind=kind)
     bound = log_entropy_lower_bound(norms / temperature, torch.arange(1, norms.shape[-1] + 1))
     return bound if log else bound.exp()
+
+
+def entropy_and_bounds(tokens: Tensor, w: Tensor, temperatures: Sequence[float]) -> pd.DataFrame:
+    """Measured causal entropy beside its lower bounds: means over the last half of the queries, in nats.
+
+    tokens: (T, d). w: (d, d). temperatures: λ > 0, each.
+    Returns one row a temperature: temperature, entropy, one column a kind of `causal_logit_norms`, log10_zhai (the
+    common logarithm of the bound, which may be far below what a float holds), and violated (rows where a bound exceeds
+    the entropy by more than rounding). Raises as `causal_entropy_bounds` does.
+    """
+    length = tokens.shape[-2]
+    late = torch.arange(length // 2, length)
+    norms = {kind: causal_logit_norms(tokens, w, kind=kind)[late] for kind in BOUND_KINDS}
+    logits, mask = attention_logits(tokens, w), causal_mask(length)
+    rows = []
+    for temperature in temperatures:
+        measured = attention_entropy(softmax_attention(logits, temperature, mask=mask))[late]
+        logs = {kind: log_entropy_lower_bound(norms[kind] / temperature, late + 1) for kind in BOUND_KINDS}
+        violated = [int((log.exp() > measured * (1 + 1e-6) + 1e-12).sum()) for log in logs.values()]
+        row = {"temperature": temperature, "entropy": float(measured.mean()), "violated": sum(violated)}
+        row |= {kind: float(log.exp().mean()) for kind, log in logs.items()}
+        log_mean = float(torch.logsumexp(logs["zhai"], 0)) - math.log(len(late))
+        rows.append(row | {"log10_zhai": log_mean / math.log(10)})
+    return pd.DataFrame(rows)
 
 
 def high_temperature_deficit(moments: SpectrumMoments, length: int, temperature: Tensor | float) -> Tensor:

@@ -23,7 +23,7 @@ HALO = [effects.withStroke(linewidth=2.5, foreground="black")]
 
 def spectrum_name(mean_scaled: float, dispersion: float) -> str:
     """Name of a spectrum in legends: its mean, and how far its eigenvalues scatter."""
-    return f"ξ/λ = {mean_scaled:g}, dispersion {dispersion:g}".replace("-", "−")
+    return f"ξ/λ = {_number(mean_scaled)}, dispersion {_number(dispersion)}"
 
 
 def intervals(table: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def plot_entropy_over_dispersion(summary: pd.DataFrame, column: str, axis: Axes)
     means = sorted(summary["mean_scaled"].unique())
     for number, mean in enumerate(means):
         line, colour = summary[summary["mean_scaled"] == mean], _signed_colour(number, means)
-        axis.plot(line["dispersion"], line["estimate"], marker="o", markersize=3, color=colour, label=f"{mean:g}")
+        axis.plot(line["dispersion"], line["estimate"], marker="o", markersize=3, color=colour, label=_number(mean))
         axis.fill_between(line["dispersion"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
     axis.axhline(HALF, color="0.4", linestyle=":", linewidth=1)
     axis.set(xscale="log", ylim=(0, 1.03), xlabel=DISPERSION_LABEL, ylabel=column)
@@ -151,16 +151,21 @@ def plot_bound(table: pd.DataFrame, standard: float, axis: Axes) -> None:
 
 
 def plot_deficit(table: pd.DataFrame, axis: Axes) -> None:
-    """Entropy deficit over temperature: points with 95% intervals from simulation, lines from the closed form.
+    """Entropy deficit times λ² over temperature: points with 95% intervals from simulation, closed form as lines.
 
-    table: spectrum, temperature, predicted, estimate, low, high (nats).
+    table: spectrum, temperature, predicted, estimate, low, high (nats). At high temperature the product is constant.
     """
     for number, (spectrum, line) in enumerate(table.groupby("spectrum", sort=False)):
-        bars = [line["estimate"] - line["low"], line["high"] - line["estimate"]]
-        colour = f"C{number}"
-        axis.plot(line["temperature"], line["predicted"], color=colour)
-        axis.errorbar(line["temperature"], line["estimate"], yerr=bars, fmt="o", ms=4, color=colour, label=spectrum)
-    axis.set(xscale="log", yscale="log", xlabel="temperature λ", ylabel="entropy deficit log T − H, nats")
+        scale, colour = line["temperature"] ** 2, f"C{number}"
+        bars = [scale * (line["estimate"] - line["low"]), scale * (line["high"] - line["estimate"])]
+        axis.plot(line["temperature"], scale * line["predicted"], color=colour)
+        points: dict[str, Any] = {"fmt": "o", "markersize": 4, "capsize": 2, "color": colour, "label": str(spectrum)}
+        axis.errorbar(line["temperature"], scale * line["estimate"], yerr=bars, **points)
+    axis.set(xscale="log", yscale="log", xlabel="temperature λ", ylabel="entropy deficit × λ², nats")
+
+
+def _number(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
 
 
 def _signed_colour(number: int, means: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from qkrepro.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
 from qkrepro.collapse import (
     causal_entropy_bounds,
+    entropy_and_bounds,
     entropy_lower_bound,
     extremal_logits,
     high_temperature_deficit,
@@ -90,6 +91,22 @@ def test_every_kind_is_attained_by_orthogonal_tokens_and_a_matrix_of_rank_one(ki
     w = 2.0 * unit[:, None] * query[None, :]  # logits of the last query: 2 · 1.3² times the extremal direction
     measured = attention_entropy(softmax_attention(attention_logits(x, w)[-1], 1.5))
     assert float(causal_entropy_bounds(x, w, 1.5, kind=kind)[-1]) == pytest.approx(float(measured), rel=1e-9)
+
+
+def test_table_of_entropy_and_bounds_holds_the_means_of_the_late_rows():
+    generator = torch.Generator().manual_seed(4)
+    x, w = (torch.randn(8, n, generator=generator, dtype=torch.float64) for n in (5, 8))
+    w = w[:5, :5]
+    table = entropy_and_bounds(x, w, [0.01, 3.0]).set_index("temperature")
+    logits = attention_logits(x, w)
+    late = [float(entropy(logits[t, : t + 1] / 3.0)) for t in (4, 5, 6, 7)]
+    assert table.loc[3.0, "entropy"] == pytest.approx(sum(late) / 4)
+    assert table.loc[3.0, "centred"] == pytest.approx(
+        float(causal_entropy_bounds(x, w, 3.0, kind="centred")[4:].mean())
+    )
+    assert table.loc[3.0, "log10_zhai"] == pytest.approx(math.log10(table.loc[3.0, "zhai"]))
+    assert table.loc[0.01, "log10_zhai"] < -320
+    assert table["violated"].sum() == 0
 
 
 @pytest.mark.parametrize(("variance", "symmetric"), [(0.0, True), (0.02, True), (0.01, False)])
