@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -114,21 +114,20 @@ def test_run_of_another_sweep_is_waited_for_and_not_run_again(tmp_path):
     folder.mkdir(parents=True)
     lock = FileLock(folder / "lock")
     lock.acquire()
-    thread = threading.Thread(target=run_sweep, args=[path], kwargs={"runs": tmp_path / "runs", "workers": 1})
-    thread.start()
+    sweeping = ThreadPoolExecutor().submit(run_sweep, path, runs=tmp_path / "runs", workers=1)
     time.sleep(15)
     assert not (path.with_suffix("") / folder.name).exists()
     for name in RECORD_FILES:
         (folder / name).write_bytes((elsewhere / name).read_bytes())
     lock.release()
-    thread.join(60)
+    assert sweeping.result(120).failed == {}
     assert "by another sweep" in (path.with_suffix("") / folder.name / "timing.json").read_text()
 
 
 @pytest.mark.slow
 def test_run_of_a_killed_worker_continues_on_another_to_the_undisturbed_record(tmp_path):
     distributed = pytest.importorskip("distributed")
-    path = write_sweep(tmp_path, {"seed": [0]}, epochs=8.0, evaluate_every=200)
+    path = write_sweep(tmp_path, {"seed": [0]}, epochs=2.0, evaluate_every=100)
     (configuration,) = read_sweep(path)
     dask = [sys.executable, "-m", "dask"]
     where = tmp_path / "scheduler.json"
@@ -152,12 +151,11 @@ def test_run_of_a_killed_worker_continues_on_another_to_the_undisturbed_record(t
             client.wait_for_workers(2, timeout=60)
             address = client.scheduler.address
             options = {"runs": tmp_path / "runs", "scheduler": address, "checkpoint_seconds": 0.2}
-            thread = threading.Thread(target=run_sweep, args=[path], kwargs=options)
-            thread.start()
+            sweeping = ThreadPoolExecutor().submit(run_sweep, path, **options)
             wait_for(lambda: list((tmp_path / "runs").glob("some/*/checkpoint.pt")))
             (busy,) = [where for where, tasks in client.processing().items() if tasks]
             os.kill(client.run(os.getpid)[busy], signal.SIGKILL)
-            thread.join(240)
+            assert sweeping.result(240).failed == {}
             assert len(client.nthreads()) == 1
     finally:
         for each in reversed(programs):
