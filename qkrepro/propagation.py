@@ -93,7 +93,7 @@ def localization(theta: Any, rho: Any) -> Localization:
     and the centre are NaN (the index ignores the level, so report both).
     Source: theory.md section 7 (ours).
     """
-    theta, rho = _check_theta(theta), torch.as_tensor(rho, dtype=torch.float64)
+    theta, rho = _check_theta(theta), _float64(rho)
     if theta.ndim != 1 or len(theta) < 2 or not bool((theta.diff() > 0).all()):
         raise ShapeError(f"theta has shape {tuple(theta.shape)}; allowed: (n,), n >= 2, strictly increasing")
     if rho.shape[-1:] != theta.shape:
@@ -237,8 +237,13 @@ def whiten(w: Tensor, cov: Tensor | None = None) -> Tensor:
     return root @ w.double() @ root
 
 
+def _float64(values: Any) -> Tensor:
+    """A float64 tensor; an array is copied, as pandas hands out read-only ones that PyTorch warns about."""
+    return values.double() if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+
+
 def _check_theta(theta: Any) -> Tensor:
-    values = torch.as_tensor(theta, dtype=torch.float64)
+    values = _float64(theta)
     outside = ~((values > 0) & (values <= 1))
     if values.numel() == 0 or bool(outside.any()):
         found = f"{float(values[outside].flatten()[0]):g}" if values.numel() else "nothing"
