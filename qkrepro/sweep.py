@@ -1,8 +1,8 @@
 """`qkrepro sweep`: every run of a sweep file that is not recorded yet, on Dask's workers.
 
-A sweep file NAME.yaml has two mappings, `fixed` (entries of the run configuration) and `lists` (entry: list of values).
-Its runs are the cross product of the lists, the last list varying fastest; their records lie in the folder NAME beside
-it, their checkpoints in RUNS/NAME. Both folders are shared by all workers. Source: book, "Sweeps".
+A sweep file NAME.yaml has two mappings, `fixed` (entries of the run configuration) and `lists` (entry: list of values;
+or any name: list of mappings, for entries that vary together). Its runs are the cross product of the lists, the last
+list varying fastest; their records lie in the folder NAME beside it, their checkpoints in RUNS/NAME. Both folders are shared by all workers. Source: book, "Sweeps".
 """
 
 import os
@@ -41,8 +41,7 @@ def read_sweep(path: str | Path) -> list[RunConfiguration]:
 
     Raises RunError for a file that is missing or of another form, ArgumentError for an entry that is not allowed.
     """
-    fixed, lists = _parts(path, _content(path))
-    return [configuration_from(fixed | dict(zip(lists, values, strict=True))) for values in product(*lists.values())]
+    return [configuration_from(entries) for entries in _entries(path)]
 
 
 def run_sweep(
@@ -75,7 +74,9 @@ def run_sweep(
             given = (shared, records, Path(data).resolve() if data else None, checkpoint_seconds)
             outcome.failed = _work(client, missing, given, say)
     if any(is_recorded(records / name) for name in named):
-        varied = [name for name, values in _parts(path, _content(path))[1].items() if len(values) > 1]
+        entries = _entries(path)
+        names = list(dict.fromkeys(name for each in entries for name in each))
+        varied = [name for name in names if len({str(each.get(name)) for each in entries}) > 1]
         table = read_runs(records)
         outcome.table = table.sort_values(varied or "run")[[*varied, *SUMMARY]].reset_index(drop=True)
     return outcome
@@ -177,6 +178,18 @@ def _content(path: str | Path) -> Any:
         raise RunError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is not YAML: {error}") from error
+
+
+def _entries(path: str | Path) -> list[dict[str, Any]]:
+    """The entries of each run of a sweep file, in the order they are run."""
+    fixed, lists = _parts(path, _content(path))
+    runs = []
+    for values in product(*lists.values()):
+        entries = dict(fixed)
+        for name, value in zip(lists, values, strict=True):
+            entries |= value if isinstance(value, dict) else {name: value}
+        runs.append(entries)
+    return runs
 
 
 def _parts(path: str | Path, content: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:

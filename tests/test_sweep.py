@@ -43,6 +43,13 @@ def test_runs_are_the_cross_product_with_the_last_list_fastest(tmp_path):
     assert runs == [(3, 0.0, 8), (3, 0.1, 8), (1, 0.0, 8), (1, 0.1, 8)]
 
 
+def test_mappings_in_a_list_vary_several_entries_together(tmp_path):
+    starts = [{"start_gain": 6.0}, {"start_mean": 1.0, "start_deviation": 0.0}]
+    path = write_sweep(tmp_path, {"seed": [0, 1], "start": starts})
+    runs = [(run.seed, run.start_gain, run.start_mean, run.start_deviation) for run in read_sweep(path)]
+    assert runs == [(0, 6.0, None, None), (0, 1.0, 1.0, 0.0), (1, 6.0, None, None), (1, 1.0, 1.0, 0.0)]
+
+
 @pytest.mark.parametrize(
     "text", ["[]", "lists: {seed: 1}", "lists: {seed: []}", "seeds: [1]", "{", "fixed: {a: 1}\nlists: {a: [1]}"]
 )
