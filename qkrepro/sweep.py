@@ -2,7 +2,8 @@
 
 A sweep file NAME.yaml has two mappings, `fixed` (entries of the run configuration) and `lists` (entry: list of values;
 or any name: list of mappings, for entries that vary together). Its runs are the cross product of the lists, the last
-list varying fastest; their records lie in the folder NAME beside it, their checkpoints in RUNS/NAME. Both folders are shared by all workers. Source: book, "Sweeps".
+list varying fastest; their records lie in the folder NAME beside it, their checkpoints in RUNS/NAME. All workers share
+both folders. Source: book, "Sweeps".
 """
 
 import os

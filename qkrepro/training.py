@@ -2,7 +2,8 @@
 
 Batches: each epoch shifts the training stream by a random offset below `length`, cuts it into blocks of `length`
 tokens and visits them in random order; offset and order follow from seed and epoch alone. The blocks left over after
-the last full batch are not visited in that epoch. Source: book, "LocAteR".
+the last full batch are not visited in that epoch. Equal bytes are promised on the processor; on CUDA some sums have no
+fixed order. Source: book, "LocAteR".
 """
 
 import math

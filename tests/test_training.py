@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from qkrepro import results, training
+from qkrepro.cli import app
 from qkrepro.configuration import RunConfiguration, configuration_from, described, parse_settings
 from qkrepro.corpus import load_corpus
 from qkrepro.errors import ArgumentError, CorpusError, RunError
@@ -328,3 +330,36 @@ def test_identity_sees_numbers_and_not_how_they_are_written():
     identity = described(replace(TINY, kappa=0), corpus)["identity"]
     assert identity == described(replace(TINY, kappa=0.0), corpus)["identity"]
     assert identity != described(replace(TINY, kappa=0.0, threads=2), corpus)["identity"]
+
+
+def options(*, out: Path, epochs: float) -> list[str]:
+    settings = ("d_model=16", "d_ff=16", "length=32", "batch=8", "evaluate_every=10", "measured_sequences=4")
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    return ["train", "--out", str(out), "--epochs", str(epochs), *chosen]
+
+
+def test_command_says_where_the_record_is_and_what_it_found(tmp_path):
+    done = CliRunner().invoke(app, [*options(out=tmp_path, epochs=0.03), "--quiet"])
+    assert done.exit_code == 0, done.output
+    (run,) = tmp_path.iterdir()
+    perplexity = read_run(run)["summary"]["test_perplexity"]
+    assert done.output.startswith(f"{run}: best at update ")
+    assert f"{perplexity:.2f} on test" in done.output
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_says_how_to_go_on_after_a_bar_with_all_figures(tmp_path):
+    command = [sys.executable, "-c", "from qkrepro.cli import main; main()", *options(out=tmp_path, epochs=500)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("*/metrics.csv")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=90)
+    assert process.returncode == 130
+    for figure in ("loss=", "perplexity=", "entropy=", "tokens/s=", "<"):  # tqdm writes elapsed<left
+        assert figure in shown
+    assert "saved in" in shown
+    assert f"to go on: qkrepro train --out {tmp_path} --epochs 500" in shown
+    assert list(tmp_path.glob("*/checkpoint.pt"))
