@@ -104,7 +104,7 @@ def judge(entry: Claim, tables: Tables) -> Verdict:
 def verdicts(folder: Path | None = None) -> pd.DataFrame:
     """All claims with their verdicts from the committed numbers, one row a claim, in the order of claims.yaml.
 
-    A chapter without saved numbers gives "not run" and the command that completes it.
+    A chapter without saved numbers gives "not run" and what completes it.
     """
     rows = []
     for entry in CLAIMS:
@@ -124,8 +124,14 @@ def verdicts(folder: Path | None = None) -> pd.DataFrame:
 
 def _stored_verdict(entry: Claim, folder: Path) -> Verdict:
     if not (folder / f"{entry.chapter}.json").is_file():
-        return Verdict("not run", f"complete it with `qkrepro figures {entry.chapter}`")
+        return Verdict("not run", _how_to_complete(entry.chapter))
     return judge(entry, load_numbers(entry.chapter, folder))
+
+
+def _how_to_complete(chapter: str) -> str:
+    if (book_root() / "notebooks" / f"{chapter}.ipynb").is_file():
+        return f"complete it with `qkrepro figures {chapter}`"
+    return "its chapter is not written yet"
 
 
 def claims_page(table: pd.DataFrame, chapters: Sequence[str]) -> str:
@@ -135,18 +141,19 @@ def claims_page(table: pd.DataFrame, chapters: Sequence[str]) -> str:
     """
     parts = []
     for entry, (_, row) in zip(CLAIMS, table.iterrows(), strict=True):
-        link = (
-            f"{{doc}}`../notebooks/{entry.chapter}`"
-            if entry.chapter in chapters
-            else f"`{entry.chapter}` (not written)"
-        )
+        written = entry.chapter in chapters
+        lines = {
+            "verdict": f"**{row['outcome']}**",
+            "numbers": row["because"],
+            "provenance": entry.provenance,
+            "rule": entry.rule,
+            "refuted by": entry.refuted_by,
+            "chapter": f"{{doc}}`../notebooks/{entry.chapter}`" if written else "not written yet",
+            "recompute": f"`qkrepro figures {entry.chapter} --force`" if written else "nothing to run yet",
+        }
         quote = f'> "{entry.quote}" (abstract, {{cite}}`bao2024self`)\n\n' if entry.quote else ""
-        parts.append(
-            f"(claim-{entry.name})=\n### {entry.statement}\n\n{quote}"
-            f"| | |\n| --- | --- |\n| verdict | **{row['outcome']}** |\n| numbers | {row['because']} |\n"
-            f"| provenance | {entry.provenance} |\n| rule | {entry.rule} |\n| refuted by | {entry.refuted_by} |\n"
-            f"| chapter | {link} |\n| recompute | `qkrepro figures {entry.chapter} --force` |\n"
-        )
+        rows = "\n".join(f"| {name} | {value} |" for name, value in lines.items())
+        parts.append(f"(claim-{entry.name})=\n### {entry.statement}\n\n{quote}| | |\n| --- | --- |\n{rows}\n")
     return "\n".join(parts)
 
 
