@@ -44,7 +44,8 @@ def claims(
     from qkrepro.claims import changed_verdicts, verdicts, write_pages
 
     table = verdicts()
-    typer.echo(table[["claim", "provenance", "outcome", "because"]].to_string(index=False, justify="left"))
+    for row in table.itertuples():
+        typer.echo(f"{row.outcome:15} {row.claim} ({row.provenance}): {row.because}")
     if write:
         write_pages()
     elif changed := changed_verdicts(table):
