@@ -1,0 +1,77 @@
+"""The prose pages: nothing listed twice or missing, references cited, quotations from the abstract only."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from qkrepro.claims import CLAIMS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "book").glob("*.md"))
+MARKS = {"paper": "primary", "reported": "info", "derived": "muted-line", "literature": "muted", "ours": "success"}
+
+
+def notebook_prose():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        yield path, "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def prose():
+    return {path: path.read_text(encoding="utf-8") for path in PAGES} | dict(notebook_prose())
+
+
+def test_api_page_names_each_module_once_and_only_modules_that_are_there():
+    text = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+    named = " ".join(re.findall(r"<!-- modules: ([\w ]+) -->", text)).split()
+    named.remove("others")
+    assert len(named) == len(set(named))
+    assert set(named) <= {path.stem for path in (ROOT / "qkrepro").glob("*.py")}
+
+
+def test_every_reference_is_cited_and_has_a_doi():
+    entries = re.split(r"^@", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    keys = {re.match(r"\w+\{(\w+),", entry)[1]: entry for entry in entries}
+    cited = {
+        key for text in prose().values() for keys in re.findall(r"\{cite\}`([^`]+)`", text) for key in keys.split(",")
+    }
+    assert cited == set(keys)
+    assert {key for key, entry in keys.items() if " doi " not in entry} == {"glorot2010understanding"}  # it has none
+
+
+def test_marks_of_provenance_look_the_same_everywhere():
+    for path, text in prose().items():
+        for style, mark in re.findall(r"\{bdg-([a-z-]+)\}`(\w+)`", text):
+            assert MARKS.get(mark) == style, f"{path.name}: {mark}"
+
+
+def test_every_numbered_statement_carries_a_mark():
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        for body in re.findall(r"^`{3,4}\{prf:\w+\}.*?\n(.*?)^`{3,4}$", text, re.MULTILINE | re.DOTALL):
+            assert "{bdg-" in body, f"{path.name}: {body[:60]}"
+
+
+def test_glossary_entries_open_with_a_sentence_that_a_tooltip_can_show():
+    text = (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^(\w[^\n]*)\n  ([^\n]+)$", text, re.MULTILINE)
+    assert len(entries) > 20
+    assert [term for term, _ in entries] == sorted((term for term, _ in entries), key=str.casefold)
+    for term, definition in entries:
+        assert "$" not in re.match(r".*?\.(?=\s|$)", definition)[0], term
+
+
+def test_no_statement_claims_a_figure_or_table_of_the_paper():
+    for path, text in prose().items():
+        for hit in re.finditer(r"(?i)\b(figure|table|theorem|section|equation)\s+\d+\s+of the paper", text):
+            before = text[max(0, hit.start() - 20) : hit.start()]
+            assert "no " in before.lower(), f"{path.name}: {hit[0]}"  # "There is no Figure 3 of the paper here"
+
+
+@pytest.mark.parametrize(
+    "claim", [claim for claim in CLAIMS if claim.provenance == "paper"], ids=lambda claim: claim.name
+)
+def test_claims_of_the_paper_are_quoted(claim):
+    assert claim.quote
