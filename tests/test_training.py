@@ -206,6 +206,16 @@ def test_locater_enters_the_loss_and_shrinks_the_scale(finished, tmp_path):
     assert locater["frobenius"].iloc[-1] < read_records(finished)["frobenius"].iloc[-1] - 0.1
 
 
+def test_projection_starts_at_the_target_trace_and_keeps_it_closer_than_the_penalty_does(tmp_path):
+    run = replace(TINY, kappa=1e-4, target_trace=3.0)
+    traces = {
+        mean: read_records(train(replace(run, mean=mean), tmp_path, progress=False))["trace"]
+        for mean in ("projection", "penalty")
+    }
+    assert traces["projection"].iloc[0] == pytest.approx(3.0, abs=1e-5)
+    assert abs(traces["projection"].iloc[-1] - 3.0) < 0.5 < abs(traces["penalty"].iloc[-1] - 3.0)
+
+
 def test_paired_runs_share_start_and_batches(tmp_path):
     configuration = replace(TINY, epochs=0.003, kappa=1e-9)
     rows = [read_records(train(replace(configuration, kappa=k), tmp_path, progress=False)) for k in (0.0, 1e-9)]
