@@ -70,10 +70,10 @@ class QKHead:
 
 @dataclass(frozen=True)
 class QKLayer:
-    """All heads of a layer. w_q: (heads, d_head, d_model), w_k: (kv_heads, d_head, d_model), float64.
+    """All heads of a layer. w_q: (heads, d_head, d_model), w_k: (kv_heads, d_head, d_model), in the file's precision.
 
     Query head h reads key head h // (heads / kv_heads). Other fields as in QKHead; b_q (heads, d_head), b_k
-    (kv_heads, d_head).
+    (kv_heads, d_head), float64. Whatever computes with the weights makes them float64 first.
     """
 
     layer: int
@@ -104,8 +104,8 @@ class QKLayer:
         return QKHead(
             layer=self.layer,
             head=index,
-            w_q=self.w_q[index],
-            w_k=self.w_k[key],
+            w_q=self.w_q[index].double(),
+            w_k=self.w_k[key].double(),
             b_q=None if self.b_q is None else self.b_q[index],
             b_k=None if self.b_k is None else self.b_k[key],
             **{name: getattr(self, name) for name in SHARED_FIELDS},
@@ -120,7 +120,8 @@ class QKLayer:
             return self
         gain, bias = self.input_norm.gain, self.input_norm.bias
         b_q, b_k = _moved(self.w_q, self.b_q, bias), _moved(self.w_k, self.b_k, bias)
-        return replace(self, w_q=self.w_q * gain, w_k=self.w_k * gain, b_q=b_q, b_k=b_k, input_norm=None)
+        w_q, w_k = self.w_q.double() * gain, self.w_k.double() * gain
+        return replace(self, w_q=w_q, w_k=w_k, b_q=b_q, b_k=b_k, input_norm=None)
 
     def core(self, distance: float = 0, *, gains: bool = False) -> Tensor | None:
         """C (d_head, d_head) in W = w_qᵀ C w_k for a key `distance` tokens before the query; None for the identity.
@@ -143,7 +144,7 @@ def _moved(w: Tensor, b: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """Bias of a projection (heads, d_head) after the bias of its input has been moved into it."""
     if bias is None:
         return b
-    moved: Tensor = w @ bias  # (heads, d_head)
+    moved: Tensor = w.double() @ bias  # (heads, d_head)
     return moved if b is None else b + moved
 
 

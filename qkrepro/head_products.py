@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PIECE = 2**21  # numbers that become float64 at a time, 16 MB
+
 
 @dataclass(frozen=True)
 class HeadProducts:
@@ -63,24 +65,31 @@ class HeadProducts:
 
 
 def head_products(w_q: Tensor, w_k: Tensor) -> HeadProducts:
-    """Products of all heads of a layer; w_q (heads, d_head, d_model), w_k (kv_heads, d_head, d_model), float64.
+    """Products of all heads of a layer; w_q (heads, d_head, d_model), w_k (kv_heads, d_head, d_model), floating point.
 
-    Head h reads key head h // (heads / kv_heads). Returns products (heads, d_head, d_head).
+    Head h reads key head h // (heads / kv_heads). Returns products (heads, d_head, d_head). Weights become float64 some
+    heads at a time, so that half-precision layers of large models stay small and each piece stays in the cache.
     """
     heads, d_head, d_model = w_q.shape
-    group = heads // w_k.shape[0]
-    grouped = w_q.view(w_k.shape[0], group * d_head, d_model)  # query heads that share a key head, stacked
-    cross = (grouped @ w_k.mT).view(heads, d_head, d_head).mT  # (heads, d_head, d_head)
-    gram_k = (w_k @ w_k.mT).repeat_interleave(group, dim=0)
-    return HeadProducts(cross, w_q @ w_q.mT, gram_k, d_model)
+    kv_heads = w_k.shape[0]
+    by_key = w_q.view(kv_heads, heads // kv_heads, d_head, d_model)  # query heads that share a key head
+    step = max(1, PIECE // (by_key[0].numel() + w_k[0].numel()))
+    cross, gram_q, gram_k = (torch.empty(heads, d_head, d_head, dtype=torch.float64) for _ in range(3))
+    for start in range(0, kv_heads, step):
+        q, k = by_key[start : start + step].double(), w_k[start : start + step].double()[:, None]  # (step, group, …)
+        here = slice(start * q.shape[1], (start + len(q)) * q.shape[1])  # heads of this piece
+        cross[here] = (k @ q.mT).flatten(0, 1)
+        gram_q[here] = (q @ q.mT).flatten(0, 1)
+        gram_k[here] = (k @ k.mT).expand(-1, q.shape[1], -1, -1).flatten(0, 1)
+    return HeadProducts(cross, gram_q, gram_k, d_model)
 
 
 def products_in_covariance(w_q: Tensor, w_k: Tensor, cov: Tensor) -> HeadProducts:
     """As `head_products`, of M = Σ^½ W Σ^½ for a covariance Σ of the tokens, (d_model, d_model) float64."""
     group = w_q.shape[0] // w_k.shape[0]
-    k = w_k.repeat_interleave(group, dim=0)  # (heads, d_head, d_model)
-    q_cov, k_cov = w_q @ cov, k @ cov
-    return HeadProducts(k_cov @ w_q.mT, q_cov @ w_q.mT, k_cov @ k.mT, w_q.shape[-1])
+    q, k = w_q.double(), w_k.double().repeat_interleave(group, dim=0)  # (heads, d_head, d_model)
+    q_cov, k_cov = q @ cov, k @ cov
+    return HeadProducts(k_cov @ q.mT, q_cov @ q.mT, k_cov @ k.mT, q.shape[-1])
 
 
 def random_products(d_head: int, d_model: int, draws: int, seed: int) -> HeadProducts:

@@ -97,20 +97,21 @@ def chosen_layers(count: int, wanted: list[int] | None) -> list[int]:
 
 
 def read_layer(tower: Tower, layer: int) -> QKLayer:
-    """Read one layer of a tower, in float64; raises CheckpointError for a tensor that is missing or misshapen."""
+    """Read one layer of a tower, in the file's precision; CheckpointError for a tensor that is missing or misshapen."""
     sizes = tower.sizes
     w_q, w_k = _projections(tower, layer, "weight", (sizes.d_model,))
     biased = _has(tower, tower.naming.query, "bias", layer)
     b_q, b_k = _projections(tower, layer, "bias", ()) if biased else (None, None)
-    if not (bool(torch.isfinite(w_q).all()) and bool(torch.isfinite(w_k).all())):
+    extremes = torch.stack([*torch.aminmax(w_q), *torch.aminmax(w_k)])  # a NaN anywhere makes them NaN
+    if not bool(torch.isfinite(extremes).all()):
         raise CheckpointError(f"{tower.checkpoint.path}: layer {layer} has non-finite query or key weights")
     softcap = _positive(tower, "attn_logit_softcapping", None) if tower.family.softcap else None
     return QKLayer(
         layer=layer,
         w_q=w_q,
         w_k=w_k,
-        b_q=b_q,
-        b_k=b_k,
+        b_q=None if b_q is None else b_q.double(),
+        b_k=None if b_k is None else b_k.double(),
         multiplier=_multiplier(tower, layer),
         part=tower.part.name,
         softcap=softcap,
@@ -121,21 +122,21 @@ def read_layer(tower: Tower, layer: int) -> QKLayer:
 
 
 def _projections(tower: Tower, layer: int, kind: str, tail: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Query and key weights (or biases) of a layer, (heads, d_head, *tail) and (kv_heads, d_head, *tail), float64."""
+    """Query and key weights (or biases) of a layer, (heads, d_head, *tail) and (kv_heads, d_head, *tail)."""
     sizes, naming = tower.sizes, tower.naming
     q_rows, k_rows = sizes.heads * sizes.d_head, sizes.kv_heads * sizes.d_head
     if naming.layout == "separate":
-        q = _read(tower, naming.query, kind, layer, (q_rows, *tail)).double()
-        k = _read(tower, naming.key, kind, layer, (k_rows, *tail)).double()
+        q = _read(tower, naming.query, kind, layer, (q_rows, *tail))
+        k = _read(tower, naming.key, kind, layer, (k_rows, *tail))
         return q.view(sizes.heads, -1, *tail), k.view(sizes.kv_heads, -1, *tail)
     transposed = naming.transposed and bool(tail)
     packed = _read(tower, naming.query, kind, layer, (*tail, 3 * q_rows) if transposed else (3 * q_rows, *tail))
     packed = packed.mT if transposed else packed  # (3 heads d_head, *tail)
     if naming.layout == "thirds":
-        q, k = packed[:q_rows].double().contiguous(), packed[q_rows : 2 * q_rows].double().contiguous()
+        q, k = packed[:q_rows].contiguous(), packed[q_rows : 2 * q_rows].contiguous()
         return q.view(sizes.heads, -1, *tail), k.view(sizes.heads, -1, *tail)
-    by_head = packed.reshape(sizes.heads, 3, sizes.d_head, *tail)  # query, key, value, head by head
-    return by_head[:, 0].double(), by_head[:, 1].double()
+    by_head = packed.view(sizes.heads, 3, sizes.d_head, *tail)  # query, key, value, head by head
+    return by_head[:, 0].contiguous(), by_head[:, 1].contiguous()
 
 
 def _qk_norm(tower: Tower, layer: int) -> QKNorm | None:

@@ -178,7 +178,7 @@ def _key_bias(read: QKLayer, core: Tensor | None) -> Tensor:
     if read.b_q is None:
         return torch.zeros(read.heads, dtype=torch.float64)
     turned = read.b_q if core is None else read.b_q @ core  # (heads, d_head)
-    direction = read.w_k.repeat_interleave(read.group, dim=0).mT @ turned[..., None]  # (heads, d_model, 1)
+    direction = read.w_k.double().repeat_interleave(read.group, dim=0).mT @ turned[..., None]  # (heads, d_model, 1)
     size: Tensor = direction[..., 0].norm(dim=-1)
     return size
 
