@@ -99,8 +99,8 @@ def counterexample_profiles(examples: Sequence[Counterexample], *, length: int, 
 def counterexample_table(examples: Sequence[Counterexample], profiles: pd.DataFrame) -> pd.DataFrame:
     """One row a matrix: name, relative_variance (σ²/μ² over all eigenvalues), effective_number, index, centre, level.
 
-    effective_number is ξ²/‖M‖_F². gaussian_index is the index of the limit form, in which the exact law has no part. The
-    relative variance comes from tr M², which rounding leaves within 1e-9 of 0.
+    effective_number is ξ²/‖M‖_F². gaussian_index is the index of the Gaussian limit. The relative variance comes from
+    tr M², which rounding leaves within 1e-9 of 0.
     """
     rows = []
     for example in examples:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 BOX = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2.0}
 FORMS = (
@@ -94,3 +96,70 @@ def plot_counterexamples(
         axis.legend(loc="upper left")
         axis.label_outer()
     axes[0].set_ylabel("ρ, share not saturated")
+
+
+def plot_cumulative(
+    cumulative: pd.DataFrame, spectrum: str, temperatures: Sequence[float], axes: NDArray[np.object_]
+) -> None:
+    """Rows of panels by temperature, columns by token law: the share of each profile in the tokens up to θ.
+
+    cumulative: of `true_softmax.cumulative_profiles`. axes: (temperatures, token laws).
+    """
+    rows = cumulative[cumulative["spectrum"] == spectrum]
+    for line, temperature in zip(axes, temperatures, strict=True):
+        for axis, law in zip(line, rows["tokens"].unique(), strict=True):
+            part = rows[(rows["tokens"] == law) & (rows["temperature"] == temperature)]
+            axis.plot(part["theta"], part["linear"], color="C1", linestyle="--", label="not saturated (linearised)")
+            axis.plot(part["theta"], part["mass"], color="C0", label="gradient mass A(1 − A) of softmax")
+            axis.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="uniform")
+            axis.set(xlim=(0, 1), ylim=(-0.03, 1.03), title=f"{law}, λ = {temperature:g}", xlabel="location θ = i/T")
+            axis.label_outer()
+        line[0].set_ylabel("share up to θ")
+    axes[0, 0].figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def plot_agreement(agreement: pd.DataFrame, tolerance: float, axes: Sequence[Axes]) -> None:
+    """Total variation between both profiles: a panel a spectrum against λ, and all against the spread of the logits.
+
+    agreement: of `true_softmax.agreement_table`. Dotted: the tolerance up to which profiles count as the same.
+    """
+    markers = dict(zip(agreement["tokens"].unique(), "osD^", strict=False))
+    for axis, (spectrum, group) in zip(axes, agreement.groupby("spectrum", sort=False), strict=False):
+        for place, (law, rows) in enumerate(group.groupby("tokens", sort=False)):
+            bars = [rows["total_variation"] - rows["low"], rows["high"] - rows["total_variation"]]
+            style = {"marker": markers[law], "color": f"C{place}", "markersize": 4, "linewidth": 1.3}
+            axis.errorbar(rows["temperature"], rows["total_variation"], yerr=bars, label=str(law), **style)
+            axes[-1].scatter(rows["spread"], rows["total_variation"], marker=markers[law], color=f"C{place}", s=16)
+        axis.set(title=str(spectrum), xlabel="temperature λ")
+    for axis in axes:
+        axis.axhline(tolerance, color="0.4", linestyle=":", linewidth=1.2)
+        axis.set(xscale="log", ylim=(-0.03, 1.03))
+        axis.label_outer()
+    axes[-1].set(title="all settings", xlabel="spread of the logits / λ")
+    axes[0].set_ylabel("total variation")
+    axes[0].legend()
+
+
+def plot_closed_forms(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
+    """One panel a form: simulated value with four standard errors against the predicted one, and the diagonal."""
+    labels = {
+        "high temperature": "entropy deficit, in units of its scale",
+        "geometric": "entropy on a raw walk (nats)",
+        "normalised walk": "log T − entropy, normalised (nats)",
+    }
+    for axis, (form, rows) in zip(axes, table.groupby("form", sort=False), strict=True):
+        ends = [rows["predicted"].min(), rows["predicted"].max()]
+        axis.plot(ends, ends, color="0.5", linestyle="--", linewidth=1)
+        for place, (_, row) in enumerate(rows.iterrows()):
+            bar = 4 * row["standard_error"]
+            axis.errorbar(
+                row["predicted"],
+                row["simulated"],
+                yerr=bar,
+                fmt="o",
+                markersize=4,
+                color=f"C{place}",
+                label=row["case"],
+            )
+        axis.set(title=labels[str(form)], xlabel="closed form", ylabel="simulated")
+        axis.legend(loc="upper left")

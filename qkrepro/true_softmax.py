@@ -1,0 +1,203 @@
+"""Does the true softmax pass gradient where the linearised one says? Simulated profiles of both on the same tokens.
+
+Per location: the share of draws in which the linearisation leaves the token unsaturated (ρ), and the mean gradient
+mass A_i(1 − A_i) of the true softmax. Both are compared as distributions over the sequence.
+Source: theory.md section 8 (ours).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Generator, Tensor
+
+from qkrepro.attention import attention_entropy, saturation, softmax_attention, softmax_gradient_mass
+from qkrepro.entropy_bound import high_temperature_deficit
+from qkrepro.errors import check_choice, check_integer
+from qkrepro.intervals import t_interval
+from qkrepro.propagation import signal_propagation
+from qkrepro.softmax_theory import geometric_entropy, normalised_walk_deficit
+from qkrepro.spectrum import matrix_moments
+from qkrepro.tokens import ar1_tokens, independent_tokens, random_walk
+
+TOKEN_LAWS = ("raw walk", "normalised walk", "AR(1)", "independent")
+
+
+def draw_tokens(law: str, length: int, dim: int, *, coefficient: float, batch: int, generator: Generator) -> Tensor:
+    """Tokens of a law of TOKEN_LAWS, float64, (batch, length, dim): variance 1 a coordinate but for the raw walk.
+
+    "normalised walk" applies LayerNorm without gain and bias; coefficient is that of "AR(1)".
+    """
+    check_choice("law", law, TOKEN_LAWS)
+    if law == "AR(1)":
+        return ar1_tokens(length, dim, coefficient=coefficient, batch=batch, generator=generator)
+    if law == "independent":
+        return independent_tokens(length, dim, batch=batch, generator=generator)
+    walk = random_walk(length, dim, batch=batch, generator=generator)
+    return walk if law == "raw walk" else torch.nn.functional.layer_norm(walk, (dim,), eps=0.0)
+
+
+def last_logits(tokens: Tensor, m: Tensor) -> Tensor:
+    """x_iᵀ M x_T of the last token as query: tokens (batch, T, d), m (d, d) -> (batch, T)."""
+    logits: Tensor = torch.einsum("bid,bd->bi", tokens, tokens[:, -1] @ m.double().mT)
+    return logits
+
+
+def location_profiles(
+    matrices: Mapping[str, Tensor],
+    temperatures: Sequence[float],
+    *,
+    length: int,
+    draws: int,
+    coefficient: float,
+    seeds: Iterable[int],
+) -> pd.DataFrame:
+    """Both profiles for every token law, matrix, temperature and seed, one row a location.
+
+    matrices: name -> (d, d). draws: sequences a seed; every matrix and temperature sees the same ones. Columns tokens,
+    spectrum, temperature, seed, spread (mean standard deviation of a row's logits, over λ), theta, linear (share
+    unsaturated), mass (mean A_i(1 − A_i)).
+    """
+    check_integer("draws", draws, at_least=1)
+    dim = len(next(iter(matrices.values())))
+    theta, tables = torch.arange(1, length + 1, dtype=torch.float64) / length, []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for law in TOKEN_LAWS:
+            tokens = draw_tokens(law, length, dim, coefficient=coefficient, batch=draws, generator=generator)
+            for spectrum, m in matrices.items():
+                logits = last_logits(tokens, m)  # (draws, T)
+                spread = float(logits.std(-1).mean())
+                for temperature in temperatures:
+                    columns = {"spread": spread / temperature, "theta": theta, **_both(logits, temperature)}
+                    head = {"tokens": law, "spectrum": spectrum, "temperature": temperature, "seed": seed}
+                    tables.append(pd.DataFrame({**head, **columns}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def agreement_table(profiles: pd.DataFrame) -> pd.DataFrame:
+    """Total variation between the two normalised profiles, with its 95% t interval over seeds; one row a setting.
+
+    Columns tokens, spectrum, temperature, setting (spectrum and temperature as text), spread, total_variation, low,
+    high. Noise of the draws can only raise a total variation.
+    """
+    rows = []
+    for (tokens, spectrum, temperature), group in profiles.groupby(["tokens", "spectrum", "temperature"], sort=False):
+        distances = [_total_variation(part) for _, part in group.groupby("seed")]
+        estimate, low, high = t_interval(distances)
+        head = {"tokens": tokens, "spectrum": spectrum, "temperature": temperature, "spread": group["spread"].mean()}
+        setting = f"{spectrum}, λ = {temperature:g}"
+        rows.append({**head, "setting": setting, "total_variation": estimate, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def trusted_from(agreement: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+    """The lowest temperature from which on every upper end is at most `tolerance`, and the spread of the logits there.
+
+    One row a token law and spectrum: tokens, spectrum, temperature, spread; both NaN where there is no such one.
+    """
+    rows = []
+    for (tokens, spectrum), group in agreement.groupby(["tokens", "spectrum"], sort=False):
+        ordered = group.sort_values("temperature", ascending=False)
+        trusted = ordered[(ordered["high"] <= tolerance).cummin()]
+        ends = trusted[["temperature", "spread"]].iloc[-1] if len(trusted) else {"temperature": None, "spread": None}
+        rows.append({"tokens": tokens, "spectrum": spectrum, **dict(ends)})
+    return pd.DataFrame(rows)
+
+
+def cumulative_profiles(profiles: pd.DataFrame) -> pd.DataFrame:
+    """Both profiles summed over seeds and accumulated along the sequence to 1; as `location_profiles` without seed."""
+    keys = ["tokens", "spectrum", "temperature"]
+    mean = profiles.groupby([*keys, "theta"], sort=False)[["linear", "mass"]].mean().reset_index()
+    grouped = mean.groupby(keys, sort=False)
+    for column in ("linear", "mass"):
+        mean[column] = grouped[column].cumsum() / grouped[column].transform("sum")
+    return mean
+
+
+def late_mass(
+    means: Sequence[float], *, dim: int, length: int, share: float, draws: int, generator: Generator
+) -> pd.DataFrame:
+    """Part of the gradient mass in the last `share` of sites, raw walks, M = (mean/dim) I, temperature 1.
+
+    Columns mean, softmax (of the true softmax, simulated), linear (of ρ, exact law).
+    """
+    tokens = random_walk(length, dim, batch=draws, generator=generator)
+    unit = torch.eye(dim, dtype=torch.float64) / dim
+    logits, rows = last_logits(tokens, unit), []
+    theta = torch.arange(1, length + 1, dtype=torch.float64) / length
+    late = theta > 1 - share
+    for mean in means:
+        mass = softmax_gradient_mass(softmax_attention(mean * logits)).site.mean(0)  # (T,)
+        rho = signal_propagation(theta, mean * unit, length=length, method="exact")
+        parts = {"softmax": mass[late].sum() / mass.sum(), "linear": rho[late].sum() / rho.sum()}
+        rows.append({"mean": mean, **{name: float(part) for name, part in parts.items()}})
+    return pd.DataFrame(rows)
+
+
+def deficit_comparison(
+    matrices: Mapping[str, Tensor], *, length: int, temperature: float, draws: int, generator: Generator
+) -> pd.DataFrame:
+    """Entropy deficit of raw walks at a high temperature, in units of (T² − 1)/(24 λ²), against its expansion.
+
+    Columns form, case, predicted (ξ² + 2‖M‖_F² + tr M²), simulated, standard_error. Every matrix sees the same walks.
+    """
+    dim = len(next(iter(matrices.values())))
+    tokens, rows = random_walk(length, dim, batch=draws, generator=generator), []
+    scale = (length**2 - 1) / (24 * temperature**2)
+    for case, m in matrices.items():
+        entropy = attention_entropy(softmax_attention(last_logits(tokens, m), temperature))  # (draws,)
+        deficit = (torch.tensor(length, dtype=torch.float64).log() - entropy) / scale
+        predicted = float(high_temperature_deficit(matrix_moments(m), length, temperature)) / scale
+        rows.append({"form": "high temperature", "case": case, "predicted": predicted, **_mean(deficit)})
+    return pd.DataFrame(rows)
+
+
+def geometric_comparison(
+    kappas: Sequence[float], *, dim: int, length: int, draws: int, generator: Generator
+) -> pd.DataFrame:
+    """Entropy in nats of raw walks with M = (κ/dim) I against the geometric form; columns as `deficit_comparison`."""
+    tokens = random_walk(length, dim, batch=draws, generator=generator)
+    logits, rows = last_logits(tokens, torch.eye(dim, dtype=torch.float64) / dim), []
+    for kappa in kappas:
+        entropy = attention_entropy(softmax_attention(kappa * logits))
+        predicted = float(geometric_entropy(kappa, length))
+        rows.append(
+            {"form": "geometric", "case": f"κ = {kappa:g}".replace("-", "−"), "predicted": predicted, **_mean(entropy)}
+        )
+    return pd.DataFrame(rows)
+
+
+def normalised_comparison(
+    kappas: Sequence[float], *, dim: int, length: int, draws: int, generator: Generator
+) -> pd.DataFrame:
+    """log T − H in nats of normalised walks with M = (κ/dim) I against its limit; columns as `deficit_comparison`."""
+    tokens = draw_tokens("normalised walk", length, dim, coefficient=0.0, batch=draws, generator=generator)
+    logits, rows = last_logits(tokens, torch.eye(dim, dtype=torch.float64) / dim), []
+    for kappa in kappas:
+        entropy = attention_entropy(softmax_attention(kappa * logits))
+        deficit = torch.tensor(length, dtype=torch.float64).log() - entropy
+        predicted = float(normalised_walk_deficit(kappa))
+        rows.append(
+            {
+                "form": "normalised walk",
+                "case": f"κ = {kappa:g}".replace("-", "−"),
+                "predicted": predicted,
+                **_mean(deficit),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _both(logits: Tensor, temperature: float) -> dict[str, Tensor]:
+    free = (saturation(logits, temperature) == 0).double().mean(0)  # (T,)
+    return {"linear": free, "mass": softmax_gradient_mass(softmax_attention(logits, temperature)).site.mean(0)}
+
+
+def _total_variation(part: pd.DataFrame) -> float:
+    linear, mass = (part[column] / part[column].sum() for column in ("linear", "mass"))
+    return float((linear - mass).abs().sum() / 2)
+
+
+def _mean(values: Tensor) -> dict[str, float]:
+    return {"simulated": float(values.mean()), "standard_error": float(values.std() / len(values) ** 0.5)}
