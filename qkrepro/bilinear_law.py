@@ -7,7 +7,7 @@ one is taken:
 - single laws, where the characteristic function decays slowly (rank 1 or 2, a dominating singular value). Q is the sum
   Σ κ χ²_1 over the 2d eigenvalues κ of [[gS, Mᵀ/2], [M/2, 0]], inverted on a contour through the saddle point that
   bends away from the imaginary direction, so that e^{−zx} decays on it (after Rice 1980, doi 10.1137/0901032).
-Source: theory.md section 6 (ours).
+Source: book, "Theory: signal propagation", the exact law (ours).
 """
 
 import math

@@ -1,7 +1,7 @@
 """What a run measures: the loss on a split, attention, query-key spectra, signal propagation, similarity of tokens.
 
 Everything is measured without dropout on sequences that stay the same for the whole run; all but the loss in float64
-from the logits on. Source: book, "Does the theory see it?"; theory.md sections 3 to 6 and 9.
+from the logits on. Source: book, "Theory in trained models", "Theory: signal propagation".
 """
 
 from typing import Any, NamedTuple
@@ -126,7 +126,7 @@ def _measure_head(trace: LayerTrace, head: QKWeights) -> Measured:
 
 
 def _predict(head: QKWeights, x: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Non-saturated share of each key of the last query by theory.md section 5 at finite T, and the moments it takes.
+    """Non-saturated share of each key of the last query by the Gaussian form at finite T, and the moments it takes.
 
     x: (sequences, T, d_model). The bias b of the queries adds x_iᵀ w_kᵀ b to the logit, a walk with the variance
     α ‖Σ^{1/2} w_kᵀ b‖², where the matrix term has αT ‖M‖_F²: it enters as ‖M‖_F² + ‖Σ^{1/2} w_kᵀ b‖²/T.

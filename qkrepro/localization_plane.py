@@ -37,7 +37,7 @@ def localization_plane(
     means: ξ/λ, ξ = tr M. spreads: √(d σ²)/λ, σ² the variance of the eigenvalues, >= 0; √(d σ²) is the Frobenius norm of
     M minus its mean. Columns mean_scaled, spread_scaled, dispersion (σ/|μ|, infinite at mean zero), effective_number
     (N = ξ²/η), index, centre, level. ρ by the Gaussian form with the moments of the length.
-    Source: theory.md section 7; the book, "The localization plane".
+    Source: book, "The localization plane", "Theory: signal propagation".
     """
     check_integer("dim", dim, at_least=1)
     theta = token_grid(length, locations)
@@ -65,7 +65,7 @@ def counterexamples(
 
     wide: symmetric, σ²/μ² = `wide_ratio`, `wide_dim` eigenvalues. narrow: I/narrow_dim. normal: I/dim. not normal:
     I/dim plus a strictly triangular part of Frobenius norm `non_normality`, all eigenvalues still 1/dim.
-    Source: theory.md section 7 (ours).
+    Source: book, "Theory: signal propagation" (ours).
     """
     check_number("wide_ratio", wide_ratio, at_least=0)
     eta = (1 + wide_ratio) / wide_dim

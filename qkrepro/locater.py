@@ -85,7 +85,7 @@ class LocAteR:
 
     Never forms a d_model × d_model matrix. Works under autocast (float32 inside), gradient accumulation and
     torch.compile. `find` names the parameters of a model, by default `find_qk_parameters`.
-    Raises ArgumentError for numbers or names that are not allowed. Source: theory, section 12, and its variants.
+    Raises ArgumentError for numbers or names that are not allowed. Source: book, "Theory: LocAteR".
     """
 
     kappa: float

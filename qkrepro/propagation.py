@@ -2,7 +2,7 @@
 
 The walk x_t = ε_1 + … + ε_t has increments ε ~ N(0, Σ), the query is the last token, and M = LᵀWL with LLᵀ = Σ. The
 centred logit of token i is γ UᵀMU + √c ZᵀMU with U, Z standard normal, γ = i − (T + 1)/2, c = (T² − 1)/12, and
-ρ_i = P(−λ < logit < λ(T − 1)). Source: theory.md sections 3 to 7 (derived from arXiv 2402.02098, ours where marked).
+ρ_i = P(−λ < logit < λ(T − 1)). Source: book, "Theory: signal propagation" (reported of arXiv 2402.02098; derived).
 """
 
 import math
@@ -58,7 +58,7 @@ def signal_propagation_limit(
     of T); a length in tokens takes the moments and the thresholds −λ and λ(T − 1) of that T. M = 0 gives 1.
     Returns float64, (..., *theta.shape). Raises ArgumentError for θ outside (0, 1], temperature <= 0, length < 2,
     |tr M²| > ‖M‖_F².
-    Source: theory.md section 5; the book, "Signal propagation". Good when no singular value of M dominates.
+    Source: book, "Theory: signal propagation". Good when no singular value of M dominates.
     """
     theta = _check_theta(theta)
     check_number("temperature", temperature, above=0)
@@ -77,7 +77,7 @@ def finite_length_law(theta: Any, length: int, temperature: float) -> tuple[Tens
     """γ of each location, c = (T² − 1)/12 and the thresholds −λ, λ(T − 1) of a walk of `length` tokens.
 
     θ stands for token i = clamp(⌊θT + ½⌋, 1, T), γ = i − (T + 1)/2 (float64, shaped like theta).
-    Source: theory.md sections 3 and 4.
+    Source: book, "Theory: signal propagation", moments.
     """
     check_integer("length", length, at_least=2)
     token = (_check_theta(theta) * length + 0.5).floor().clamp(1, length)
@@ -91,7 +91,7 @@ def localization(theta: Any, rho: Any) -> Localization:
     on the grid; with p = ρ/∫ρ, H(p) = −∫ p log p and span = θ_n − θ_1, the index is 1 − exp(H(p))/span: 0 for a flat
     profile on any grid, 1 − width/span for an indicator. The level is ∫ρ/span, the mean of ρ; below 1e-12 the index
     and the centre are NaN (the index ignores the level, so report both).
-    Source: theory.md section 7 (ours).
+    Source: book, "Theory: signal propagation", when attention localizes (ours).
     """
     theta, rho = _check_theta(theta), _float64(rho)
     if theta.ndim != 1 or len(theta) < 2 or not bool((theta.diff() > 0).all()):
@@ -173,7 +173,7 @@ def signal_propagation(
     Returns ρ in float64 shaped like theta, for "monte-carlo" a `PropagationEstimate` with 95% Wilson intervals.
     Raises ShapeError for shapes that do not match, ArgumentError for θ outside (0, 1], temperature <= 0, length < 2 or
     missing, non-finite w, a cov that is not positive semi-definite, an unknown method.
-    Source: theory.md sections 3 to 6; the book, "Signal propagation".
+    Source: book, "Theory: signal propagation", "Signal propagation".
     """
     theta = _check_theta(theta)
     check_number("temperature", temperature, above=0)

@@ -30,7 +30,7 @@ def regime_cases(
 
     late: tr M = 1; middle: tr M = `middle_mean` > 2; mirror: tr M = −1; all three with all eigenvalues equal. broad:
     tr M = 0 and ‖M‖_F = `broad_norm`, a random symmetric spectrum. all pass: |tr M| (length − 1)/2 = 0.6.
-    Source: theory.md section 7.
+    Source: book, "Theory: signal propagation", when attention localizes.
     """
     unit = torch.eye(dim, dtype=torch.float64) / dim
     broad = random_spectrum_matrix(dim, 0.0, broad_norm**2 / dim, generator=generator)

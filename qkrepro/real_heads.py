@@ -1,7 +1,7 @@
 """What the heads of a trained model do on a text, beside what their spectra say: tables for the book.
 
-Source: theory.md sections 4 and 8: entropy follows W in the covariance of the tokens themselves, localization W in the
-covariance of their increments.
+Entropy follows W in the covariance of the tokens themselves, localization W in the covariance of their increments.
+Source: book, "Setting and notation".
 """
 
 import math

@@ -1,7 +1,7 @@
 """Closed forms for the true softmax when all eigenvalues are equal: on raw walks and on normalised ones.
 
 κ = ξ/λ is the trace of M over the temperature. The expansion at high temperature, for every M, is
-`entropy_bound.high_temperature_deficit`. Source: theory.md section 8 (ours); the book, "Theory: collapse".
+`entropy_bound.high_temperature_deficit`. Source: book, "Theory: entropy and rank" (ours).
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def geometric_attention(kappa: float, length: int) -> Tensor:
     """Attention of the last token of a raw walk when T ≪ d: geometric with ratio e^{−κ} from the last token back.
 
     kappa: any finite number; length: T >= 2 tokens. Returns float64, (T,), positions 1 … T.
-    Raises ArgumentError for another κ or T. Source: theory.md section 8, prop-geometric in the book.
+    Raises ArgumentError for another κ or T. Source: book, "Theory: entropy and rank", geometric attention.
     """
     check_integer("length", length, at_least=2)
     steps = torch.arange(1 - length, 1, dtype=torch.float64)  # (T,), −j for the j-th token from the end

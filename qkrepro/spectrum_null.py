@@ -73,7 +73,7 @@ def percentile(value: Tensor, draws: Tensor) -> Tensor:
 
 
 def localization_of(trace: Tensor, trace_sq: Tensor, frobenius_sq: Tensor, temperature: float) -> tuple[Tensor, ...]:
-    """Index, centre and level of the T → ∞ profile of the moments, (...) each (theory, sections 5 and 7)."""
+    """Index, centre and level of the T → ∞ profile of the moments, (...) each (book, "Theory: signal propagation")."""
     bounded = trace_sq.clamp(-frobenius_sq, frobenius_sq)  # rounding may put a symmetric head just outside
     rho = signal_propagation_limit(THETA, trace, bounded, frobenius_sq, temperature)  # (..., 100)
     found = localization(THETA, rho)

@@ -1,6 +1,6 @@
 """The model of a run with its query-key matrix started as Xavier drew it, scaled, or at a chosen eigenspectrum.
 
-Source: book, "Plateaus"; theory.md section 10, the learning side.
+Source: book, "Plateaus"; "Theory: entropy and rank", learning in plateaus.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Covariances of a model's own tokens, for measuring W_QK where the tokens are: `qkrepro spectrum --text`.
 
 The model is run by `transformers`, and the inputs of each query projection are caught on the way: after the preceding
-normalisation, as the head reads them. Source: theory.md section 4 (Σ is the covariance of the increments).
+normalisation, as the head reads them. Source: book, "Setting and notation" (Σ is the covariance of the increments).
 """
 
 import re

@@ -49,7 +49,7 @@ class ModelConfig:
 
 
 class QKWeights(NamedTuple):
-    """Query and key weights of one head, views into the model: q = w_q x + b_q, W_QK = w_qᵀ w_k (theory, section 1)."""
+    """Query and key weights of one head, views into the model: q = w_q x + b_q, W_QK = w_qᵀ w_k (book, the setting)."""
 
     layer: int
     head: int

@@ -2,7 +2,7 @@
 
 Per location: the share of draws in which the linearisation leaves the token unsaturated (ρ), and the mean gradient
 mass A_i(1 − A_i) of the true softmax. Both are compared as distributions over the sequence.
-Source: theory.md section 8 (ours).
+Source: book, "Does the true softmax do this?", "Theory: entropy and rank" (ours).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

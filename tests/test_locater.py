@@ -21,7 +21,7 @@ def draw(d_head: int = 4, d_model: int = 6, seed: int = 0, heads: tuple[int, ...
 
 
 def full_form(w_q: Tensor, w_k: Tensor, scale: str, mean: str, target: float) -> Tensor:
-    """The regulariser of one head from the full d_model × d_model matrix, as theory, section 12 writes it."""
+    """The regulariser of one head from the full d_model × d_model matrix, as the book writes it, "Theory: LocAteR"."""
     w = w_q.T @ w_k
     trace = w.trace()
     if scale == "variance":
