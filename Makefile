@@ -72,7 +72,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 notebooks: $(STAMP)
-	@rm -rf _build/reexecuted @rm -rf _build/reexecuted && mkdir -p _build/reexecuted && cp notebooks/numbers/*.json _build/reexecuted/@rm -rf _build/reexecuted && mkdir -p _build/reexecuted && cp notebooks/numbers/*.json _build/reexecuted/ mkdir -p _build/reexecuted
+	@rm -rf _build/reexecuted && mkdir -p _build/reexecuted
 	env $(NOTEBOOK_ENV) $(BIN)/pytest --nbval --nbval-current-env notebooks tests/reexecuted_numbers.py
 
 unit: $(STAMP)
