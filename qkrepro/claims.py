@@ -35,6 +35,7 @@ class Claim:
     tables: tuple[str, ...]
     judge: Callable[[Tables], Verdict]
     quote: str | None = None
+    figure: str | None = None  # name of the chapter's figure that shows it
 
 
 def _read_claims() -> tuple[Claim, ...]:
@@ -143,18 +144,24 @@ def claims_page(table: pd.DataFrame, chapters: Sequence[str]) -> str:
     for entry, (_, row) in zip(CLAIMS, table.iterrows(), strict=True):
         written = entry.chapter in chapters
         lines = {
-            "verdict": f"**{row['outcome']}**",
             "numbers": row["because"],
             "provenance": entry.provenance,
             "rule": entry.rule,
             "refuted by": entry.refuted_by,
             "chapter": f"{{doc}}`../notebooks/{entry.chapter}`" if written else "not written yet",
+            "figure": f"{{numref}}`{entry.figure}`" if written and entry.figure else "none yet",
             "recompute": f"`qkrepro figures {entry.chapter} --force`" if written else "nothing to run yet",
         }
         quote = f'> "{entry.quote}" (abstract, {{cite}}`bao2024self`)\n\n' if entry.quote else ""
-        rows = "\n".join(f"| {name} | {value} |" for name, value in lines.items())
-        parts.append(f"(claim-{entry.name})=\n### {entry.statement}\n\n{quote}| | |\n| --- | --- |\n{rows}\n")
+        rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in lines.items())
+        head = f"| verdict | **{row['outcome']}** |\n| --- | --- |\n"
+        parts.append(f"(claim-{entry.name})=\n### {entry.statement}\n\n{quote}{head}{rows}\n")
     return "\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table, where a bar would end the cell."""
+    return text.replace("|", "\\|")
 
 
 def verdict_summary(table: pd.DataFrame) -> str:

@@ -4,9 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from qkrepro.claims import CLAIMS
+from qkrepro.claims import CLAIMS, claims_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -75,3 +76,17 @@ def test_no_statement_claims_a_figure_or_table_of_the_paper():
 )
 def test_claims_of_the_paper_are_quoted(claim):
     assert claim.quote
+
+
+def test_claims_point_to_figures_of_their_chapter():
+    chapters = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for claim in CLAIMS:
+        if claim.figure and claim.chapter in chapters:
+            assert f'"name": "{claim.figure}"' in chapters[claim.chapter], claim.name
+
+
+def test_a_bar_in_a_rule_does_not_end_its_cell():
+    table = pd.DataFrame({"outcome": ["not run"] * len(CLAIMS), "because": ["|a|"] * len(CLAIMS)})
+    for line in claims_page(table, []).splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 3, line
