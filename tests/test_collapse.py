@@ -82,8 +82,10 @@ def test_depth_undoes_what_the_concentrated_spectrum_keeps_and_a_residual_connec
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
-def test_stack_equals_the_same_layers_in_pytorch(causal, residual):
-    stack = Stack(layers=2, length=10, dim=6, residual=residual, causal=causal, temperature=1.7, tokens="AR(1)")
+@pytest.mark.parametrize("norm", [True, False])
+def test_stack_equals_the_same_layers_in_pytorch(causal, residual, norm):
+    options = {"residual": residual, "causal": causal, "layer_norm": norm, "temperature": 1.7, "tokens": "AR(1)"}
+    stack = Stack(layers=2, length=10, dim=6, **options)
     table = depth_experiment([Spectrum(3, 2)], stack, seeds=[5])
     generator = Generator().manual_seed(5)
     x = draw_tokens(stack, generator)
@@ -92,7 +94,8 @@ def test_stack_equals_the_same_layers_in_pytorch(causal, residual):
         w_v = torch.randn(6, 6, generator=generator, dtype=torch.float64) / 6**0.5
         query, key, value = (y[None, None] for y in (x @ w.mT, x, x @ w_v))
         out = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=1 / 1.7)[0, 0]
-        x = layer_norm(x + out if residual else out, (6,))
+        x = x + out if residual else out
+        x = layer_norm(x, (6,)) if norm else x
     expected = (x - x.mean(0)).norm() / x.norm()
     assert table["residual"].iloc[-1] == pytest.approx(float(expected), rel=1e-6)
 

@@ -3,7 +3,7 @@ import math
 import mpmath
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkrepro.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
@@ -26,6 +26,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     return torch.distributions.Categorical(logits=logits).entropy()
 
 
+@settings(deadline=None)
 @given(st.integers(2, 200), SIGMAS)
 def test_bound_is_attained_by_its_extremal_logits(length, sigma):
     logits = extremal_logits(sigma, length)
@@ -34,6 +35,7 @@ def test_bound_is_attained_by_its_extremal_logits(length, sigma):
     assert float(entropy_lower_bound(sigma, length)) == pytest.approx(float(entropy(logits)), rel=1e-6, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), SIGMAS, st.integers(0, 10_000))
 def test_bound_is_never_violated(length, sigma, seed):
     logits = torch.randn(200, length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -42,6 +44,7 @@ def test_bound_is_never_violated(length, sigma, seed):
     assert float(entropy(logits).min()) >= float(entropy_lower_bound(sigma, length)) - 1e-9
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 8))
 def test_bound_is_the_least_entropy_over_the_whole_circle_of_three_logits(sigma):
     angle = torch.linspace(0, 2 * math.pi, 20_001, dtype=torch.float64)
@@ -68,6 +71,7 @@ def test_bound_is_log_length_for_equal_logits_and_falls_with_their_norm():
     assert float(entropy_lower_bound(3.0, 1)) == 0
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), st.integers(1, 6), st.integers(0, 10_000), st.floats(0.5, 20))
 def test_every_kind_holds_for_every_causal_row_and_each_is_sharper_than_the_one_before(length, dim, seed, temperature):
     generator = torch.Generator().manual_seed(seed)
@@ -123,6 +127,7 @@ def test_high_temperature_deficit_matches_simulated_walks_within_four_standard_e
     assert error < 0.05 * predicted
 
 
+@settings(deadline=None)
 @given(st.integers(2, 12), st.integers(0, 10_000))
 def test_no_matrix_of_the_same_trace_has_a_smaller_deficit_than_equal_eigenvalues(dim, seed):
     w = torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

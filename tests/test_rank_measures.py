@@ -28,6 +28,7 @@ def composite(x: np.ndarray) -> float:
     return float(np.sqrt(np.linalg.norm(x, 1) * np.linalg.norm(x, np.inf)))
 
 
+@settings(deadline=None)
 @given(SHAPES)
 def test_frobenius_residual_is_the_brute_force_minimum(shape):
     x = tokens(*shape).numpy()
@@ -35,13 +36,14 @@ def test_frobenius_residual_is_the_brute_force_minimum(shape):
     assert float(rank_residual(torch.tensor(x))) == pytest.approx(np.sqrt(found.fun / np.square(x).sum()), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(SHAPES)
 def test_composite_norm_is_that_of_numpy(shape):
     x = tokens(*shape)
     assert float(l1_linf_norm(x)) == pytest.approx(composite(x.numpy()), rel=1e-12)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(2, 8), st.integers(0, 10_000))
 def test_smallest_composite_residual_is_the_minimum_over_a_fine_grid(length, seed):
     x = tokens(length, 1, seed).numpy()
@@ -50,6 +52,7 @@ def test_smallest_composite_residual_is_the_minimum_over_a_fine_grid(length, see
     assert smallest_l1_linf_residual(torch.tensor(x)) == pytest.approx(least, rel=1e-3)
 
 
+@settings(deadline=None)
 @given(SHAPES)
 def test_smallest_composite_residual_is_not_above_that_of_any_token_tried(shape):
     x = tokens(*shape).numpy()
@@ -59,7 +62,7 @@ def test_smallest_composite_residual_is_not_above_that_of_any_token_tried(shape)
     assert smallest_l1_linf_residual(torch.tensor(x)) <= least * (1 + 1e-6)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_smallest_composite_residual_is_what_a_direct_search_reaches(seed):
     x = tokens(5, 2, seed).numpy()
@@ -72,6 +75,7 @@ def test_smallest_composite_residual_is_what_a_direct_search_reaches(seed):
     assert smallest_l1_linf_residual(torch.tensor(x)) == pytest.approx(found / composite(x), rel=5e-3)
 
 
+@settings(deadline=None)
 @given(SHAPES)
 def test_mean_token_comes_within_a_factor_of_two_of_the_smallest_composite_residual(shape):
     x = tokens(*shape)
@@ -103,6 +107,7 @@ def test_residual_of_a_random_walk_is_that_of_its_closed_form_within_four_standa
     assert float(centred.mean()) == pytest.approx(dim * (length**2 - 1) / 6, abs=4 * error)
 
 
+@settings(deadline=None)
 @given(SHAPES)
 def test_mean_cosine_similarity_is_the_mean_over_all_pairs(shape):
     x = tokens(*shape)
@@ -111,6 +116,7 @@ def test_mean_cosine_similarity_is_the_mean_over_all_pairs(shape):
     assert float(mean_cosine_similarity(x)) == pytest.approx(np.mean(cosines), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(SHAPES)
 def test_stable_rank_is_that_of_the_singular_values(shape):
     x = tokens(*shape)
@@ -124,6 +130,7 @@ def test_stable_rank_of_orthonormal_tokens_is_their_number_and_of_equal_tokens_o
 
 
 @pytest.mark.parametrize("measure", [rank_residual, lambda x: rank_residual(x, "l1-linf"), stable_rank])
+@settings(deadline=None)
 @given(shape=SHAPES, factor=st.floats(1e-3, 1e3))
 def test_measures_do_not_depend_on_the_scale_of_the_tokens(measure, shape, factor):
     x = tokens(*shape)
