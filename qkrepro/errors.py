@@ -73,7 +73,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def check_qk_shapes(w_q: Tensor, w_k: Tensor) -> None:
-    """Raise ShapeError unless w_q and w_k share one shape (..., d_head, d_model), d_head <= d_model; both must be finite."""
+    """Raise ShapeError unless w_q and w_k have one shape (..., d_head, d_model) with d_head <= d_model, both finite."""
     if w_q.shape != w_k.shape:
         raise ShapeError(f"w_q has shape {tuple(w_q.shape)} and w_k {tuple(w_k.shape)}; they must be equal")
     if w_q.ndim < 2 or 0 in w_q.shape:
