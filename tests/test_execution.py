@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from qkrepro.cli import main
 from qkrepro.errors import ArgumentError, NotebookError
 from qkrepro.execution import find_chapters, run_figures
 from qkrepro.notebooks import default_parameters, read_notebook, with_parameters
@@ -159,3 +160,27 @@ def test_outside_a_checkout_the_command_says_so(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArgumentError, match="allowed: a folder inside a checkout"):
         run_figures(say=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["figures", "two"], "qkrepro: notebook is 'two'; allowed: one\n"),
+        (["figures", "--profile", "fast"], "qkrepro: profile is 'fast'; allowed: quick, smoke\n"),
+    ],
+)
+def test_the_command_refuses_in_one_line_and_exits_with_2(
+    book: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["qkrepro", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == line
+
+
+def test_check_exits_with_1_when_something_is_stale(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["qkrepro", "figures", "--check"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
