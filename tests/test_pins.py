@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
@@ -70,3 +71,20 @@ def test_a_cpu_build_of_pytorch_has_no_cuda_packages_beside_it() -> None:
         assert not [pin.name for pin in PINS if pin.name.startswith("nvidia-") and _installed(pin.name)]
     else:
         assert any(pin.name.startswith(("nvidia-", "cuda-")) for pin in PINS)
+
+
+def test_binder_and_the_citation_name_the_same_versions() -> None:
+    environment = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    (torch_pin,) = [pin.specifier for pin in PINS if pin.name == "torch"]
+    assert f"pytorch-cpu{str(torch_pin).replace('==', '=')}" in environment
+    assert "-c constraints.txt" in (ROOT / "binder" / "postBuild").read_text(encoding="utf-8")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"] == version("qkrepro")
+
+
+def test_the_extras_named_by_the_makefile_and_the_readme_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = re.search(r"^EXTRAS = (\S+)$", makefile, re.MULTILINE)
+    assert extras
+    assert set(extras[1].split(",")) <= set(PROJECT["optional-dependencies"])
+    assert f'".[{extras[1]}]"' in (ROOT / "README.md").read_text(encoding="utf-8")
