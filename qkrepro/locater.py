@@ -8,9 +8,9 @@ One line in anybody's training loop:
 Reported of the paper: minimise the scale, maintain the mean. The exact form is ours: theory, "LocAteR".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,20 @@ from qkrepro.transformer import Attention
 
 SCALES = ("frobenius", "trace-square", "variance")
 MEANS = ("penalty", "projection")
+
+
+class QKHolder(Protocol):
+    """The parameters that hold the query and key weights of a layer, and how to see heads in them."""
+
+    @property
+    def query(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def key(self) -> Tensor: ...  # noqa: D102
+
+    def split(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+
+    def weights(self) -> tuple[Tensor, Tensor]: ...  # noqa: D102
 
 
 class QKParameters(NamedTuple):
@@ -92,7 +106,22 @@ class LocAteR:
     target_trace: float = 1.0
     scale: str = "frobenius"
     mean: str = "penalty"
-    find: Callable[[nn.Module], list[QKParameters]] = find_qk_parameters
+    find: Callable[[nn.Module], Sequence[QKHolder]] = find_qk_parameters
+
+    @classmethod
+    def for_model(cls, model: nn.Module, kappa: float = 0.01, **options: Any) -> "LocAteR":
+        """LocAteR for a model of `transformers` (BERT, GPT-2, Llama and the other families of `qkrepro.families`).
+
+        The model may be wrapped by DistributedDataParallel or torch.compile, now or later; other options as for the
+        class. Raises ArgumentError for a model of an unknown family, and for mean="projection" where query heads share
+        key heads: one key gradient cannot hold the trace of each of them.
+        """
+        from qkrepro.attached import attached_parameters
+
+        found = attached_parameters(model)
+        if options.get("mean") == "projection" and any(each.grouped for each in found):
+            raise ArgumentError("mean is 'projection' for a model of grouped queries; allowed: 'penalty'")
+        return cls(kappa, find=attached_parameters, **options)
 
     def __post_init__(self) -> None:
         """Check the numbers and the names."""
@@ -166,7 +195,7 @@ def project_gradients(w_q: Tensor, w_k: Tensor, grad_q: Tensor, grad_k: Tensor) 
     grad_k -= along / size * w_q
 
 
-def _projection_hook(parameters: QKParameters) -> Callable[[Tensor], None]:
+def _projection_hook(parameters: QKHolder) -> Callable[[Tensor], None]:
     """Project whenever one of the two gradients has grown; projecting is linear, so repeating it does no harm."""
 
     def hook(_: Tensor) -> None:
