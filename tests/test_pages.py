@@ -1,5 +1,6 @@
 """The prose pages: nothing listed twice or missing, references cited, quotations from the abstract only."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -90,3 +91,38 @@ def test_a_bar_in_a_rule_does_not_end_its_cell():
     for line in claims_page(table, []).splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 3, line
+
+
+def built_article(built, page):
+    text = (built.root / "_build" / "html" / "book" / f"{page}.html").read_text(encoding="utf-8")
+    return text[text.index("<article") : text.index("</article>")]
+
+
+@pytest.mark.slow
+def test_built_links_to_terms_statements_and_references_say_what_they_lead_to(built):
+    for page in ("intro", "setting", "theory", "theory_propagation", "theory_collapse", "theory_locater"):
+        for link in re.findall(r'<a class="reference internal" href="[^"]*#[^"]*"[^>]*>', built_article(built, page)):
+            if re.search(r"#(term-|prop-|def-|rem-|lem-|id\d)", link):
+                assert ' title="' in link, f"{page}: {link}"
+
+
+@pytest.mark.slow
+def test_built_prose_has_no_markup_left_over(built):
+    for path in PAGES:
+        article = built_article(built, path.stem)
+        article = re.sub(
+            r'<(span|div|code|pre)\b[^>]*class="[^"]*(math|pre|literate|highlight|sig)[^>]*>.*?</\1>',
+            "",
+            article,
+            flags=re.S,
+        )
+        text = html.unescape(re.sub("<[^>]+>", " ", article))
+        left = re.findall(r".{0,30}(?:\$|\\[a-z]{2,}|\{[a-z:]+\}`).{0,30}", text)
+        assert path.stem == "api" or not left, f"{path.stem}: {left[:3]}"
+
+
+@pytest.mark.slow
+def test_built_api_page_has_every_module(built):
+    article = built_article(built, "api")
+    for path in (ROOT / "qkrepro").glob("*.py"):
+        assert path.stem == "__init__" or f"module-qkrepro.{path.stem}" in article, path.stem
