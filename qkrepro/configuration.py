@@ -43,9 +43,9 @@ class RunConfiguration:
     start_gain: float = 1.0  # factor on w_q and w_k at the start
     start_mean: float | None = None  # start W_QK with this eigenvalue mean ...
     start_deviation: float | None = None  # ... and this standard deviation; None keeps Xavier's
-    evaluate_every: int = 100  # updates
+    evaluate_every: int = 200  # updates
     patience: int = 0  # stop after so many evaluations without a better validation loss; 0 never stops early
-    valid_tokens: int | None = None  # validation tokens an evaluation looks at, about; None takes all
+    valid_tokens: int | None = 32768  # validation tokens an evaluation looks at, about; None takes all
     measured_sequences: int = 16  # validation sequences on which attention is measured
     precision: str = "float32"
     device: str = "cpu"
