@@ -1,6 +1,6 @@
 """Figures of the heads of trained models, from tidy tables to axes, and the figure of `qkrepro spectrum --plot`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -94,24 +95,51 @@ def plot_correlations(table: pd.DataFrame, ax: Axes, target: str = "entropy") ->
 
 
 def plot_rotary_spectra(spectra: pd.DataFrame, axes: Any) -> None:
-    """Eigenvalues of one head at several distances, one axes each; spectra: distance, real, imag."""
-    limit = 1.05 * float(spectra[["real", "imag"]].abs().max().max())
-    for ax, (distance, group) in zip(axes, spectra.groupby("distance"), strict=True):
-        ax.scatter(group["real"], group["imag"], s=12)
-        ax.axhline(0, color="0.6", linewidth=0.5, zorder=0)
-        ax.axvline(0, color="0.6", linewidth=0.5, zorder=0)
-        ax.set(title=f"distance {distance:g}", xlabel="Re λ", aspect="equal")
-        ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
-    axes[0].set_ylabel("Im λ")
+    """Eigenvalues of each kind of head (rows) at several distances (columns); spectra: kind, distance, real, imag."""
+    for number, (row, (kind, of_kind)) in enumerate(zip(axes, spectra.groupby("kind", sort=True), strict=True)):
+        limit = 1.12 * float(of_kind[["real", "imag"]].abs().max().max())
+        for ax, (distance, group) in zip(row, of_kind.groupby("distance"), strict=True):
+            ax.axhline(0, color="0.6", linewidth=0.5, zorder=0)
+            ax.axvline(0, color="0.6", linewidth=0.5, zorder=0)
+            ax.scatter(group["real"], group["imag"], s=10)
+            ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+            if number == 0:
+                ax.set_title(f"distance {distance:g}")
+        row[0].set_ylabel(f"{kind}\nIm λ")
+    for ax in axes[-1]:
+        ax.set_xlabel("Re λ")
 
 
-def plot_over_distance(table: pd.DataFrame, quantity: str, label: str, ax: Axes) -> None:
-    """A quantity of the heads over rotary distance, one line a head; table: layer, head, distance, quantity."""
-    named = table.assign(head=[f"{a}.{b}" for a, b in zip(table["layer"], table["head"], strict=True)])
-    sns.lineplot(named, x="distance", y=quantity, hue="head", palette="colorblind", marker="o", ax=ax)
-    ax.set(xlabel="distance, tokens", ylabel=label)
+def plot_rotary_trace(table: pd.DataFrame, ax: Axes) -> None:
+    """tr W over d_head against the distance; table: kind (concentrated, random, closed form), distance, share."""
+    closed = table[table["kind"] == "closed form"]
+    ax.plot(closed["distance"], closed["share"], color="0.4", linewidth=1, label="closed form, concentrated")
+    for kind, marker in (("concentrated", "o"), ("random", "s")):
+        group = table[table["kind"] == kind]
+        ax.plot(group["distance"], group["share"], marker, markersize=4, label=f"{kind} head")
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="distance, tokens", ylabel=r"$\mathrm{tr}\,W(\Delta)\,/\,d_{head}$")
     ax.set_xscale("symlog", linthresh=1)
-    ax.legend(title="layer.head", loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    ax.set_xlim(-0.2, 1.5 * float(table["distance"].max()))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def plot_head_maps(heads: pd.DataFrame, quantities: Mapping[str, str], axes: Any) -> None:
+    """Layer × head maps of several quantities, one axes each; quantities: column to title.
+
+    A column of both signs is coloured about zero, one that spans more than a factor of 20 by its logarithm.
+    """
+    for ax, (name, title) in zip(axes, quantities.items(), strict=True):
+        grid = heads.pivot(index="layer", columns="head", values=name)
+        signed = bool((grid.to_numpy() < 0).any())
+        bound = float(np.abs(grid.to_numpy()).max())
+        colours: dict[str, Any] = {"cmap": "vlag", "vmin": -bound, "vmax": bound} if signed else {"cmap": "viridis"}
+        if not signed and bound > 20 * float(grid.to_numpy().min()):
+            colours["norm"] = LogNorm()
+        sns.heatmap(grid, ax=ax, cbar_kws={"shrink": 0.8}, **colours)
+        ax.set(title=title, xlabel="head", ylabel="layer")
+        ax.tick_params(labelrotation=0)
+        ax.grid(False)
 
 
 def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[Tensor]) -> Figure:

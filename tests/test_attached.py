@@ -16,7 +16,6 @@ from qkrepro.errors import ArgumentError
 from qkrepro.locater import LocAteR
 from qkrepro.pretrained import qk_weights
 
-
 SHAPES = ["bert", "gpt2", "llama"]
 
 
