@@ -32,7 +32,12 @@ def entry(shape: Any, offsets: Any, dtype: Any = "F32") -> dict[str, Any]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.dictionaries(st.text(min_size=1, max_size=8).filter(str.isprintable), st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=4),
+    st.dictionaries(
+        st.text(min_size=1, max_size=8).filter(str.isprintable),
+        st.lists(st.integers(0, 4), max_size=3),
+        min_size=1,
+        max_size=4,
+    ),
     st.sampled_from(sorted(FLOATS)),
 )
 def test_tensors_written_by_safetensors_are_read_back_bit_for_bit(
@@ -178,7 +183,7 @@ VALID = save(TENSORS)
 POSITION = st.integers(0, len(VALID) - 1)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     edits=st.lists(st.tuples(POSITION, st.integers(0, 255)), max_size=4),
     cut=st.integers(0, len(VALID)),
@@ -201,7 +206,7 @@ def test_any_damage_to_a_safetensors_file_is_refused_or_harmless(
     assert sum(tensor.nbytes for tensor in tensors.values()) <= path.stat().st_size - 8
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), old_format=st.booleans())
 @pytest.mark.filterwarnings("ignore")  # of the unpickler, about damaged content
 def test_any_damage_to_a_torch_file_is_refused_or_harmless(
@@ -231,7 +236,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(header=st.dictionaries(st.sampled_from("abc"), ENTRY, max_size=3), size=st.integers(0, 24))
 @example(header={"a": entry([1], [0, 4]), "b": entry([2], [4, 8], "BF16")}, size=8)
 @example(header={"a": entry([0, 7], [0, 0])}, size=0)

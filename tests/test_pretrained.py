@@ -177,7 +177,7 @@ KEYS = ["hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
 KEYS += ["rope_parameters", "rope_scaling", "layer_types", "model_type", "quantization_config", "partial_rotary_factor"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(st.sampled_from(KEYS), VALUE, min_size=1, max_size=3))
 def test_any_config_gives_weights_or_one_of_our_errors(llama: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     copied(llama, tmp_path, **changes)

@@ -4,9 +4,11 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import matplotlib.image
 import numpy as np
 import pandas as pd
@@ -57,9 +59,11 @@ def test_csv_json_parquet_and_the_function_hold_the_same_numbers(run: Run, model
     pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(out)), expected, rtol=1e-12)
     _, out, _ = run(model, "--format", "json", "--draws", 20)
     pd.testing.assert_frame_equal(pd.DataFrame(json.loads(out)), expected, rtol=1e-12)
-    pytest.importorskip("pyarrow")
-    run(model, "--format", "parquet", "--draws", 20, "--out", tmp_path / "heads.parquet")
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "heads.parquet"), expected)
+    code, _, err = run(model, "--format", "parquet", "--draws", 20, "--out", tmp_path / "heads.parquet")
+    if find_spec("pyarrow") is None:  # an optional package: without it the command says what to install
+        assert (code, err) == (2, "qkrepro: format is 'parquet'; it needs: pip install 'qkrepro[hub]'\n")
+    else:
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "heads.parquet"), expected)
 
 
 def test_every_column_of_the_table_is_explained(clip: Path, tmp_path: Path) -> None:
@@ -90,13 +94,10 @@ def test_rows_are_given_for_each_distance(run: Run, tmp_path: Path) -> None:
     assert pd.read_csv(io.StringIO(out)).groupby("distance").size().to_dict() == {0: 12, 1: 12, 8: 12}
 
 
-@pytest.mark.parametrize("ending", ["png", "svg"])
-def test_the_figure_is_written(run: Run, model: Path, tmp_path: Path, ending: str) -> None:
-    target = tmp_path / f"heads.{ending}"
+def test_the_figure_is_written_whole(run: Run, model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "heads.png"
     assert run(model, "--plot", target, "--draws", 5)[0] == 0
-    if ending == "png":
-        assert matplotlib.image.imread(target).std() > 0.05
-    assert target.stat().st_size > 5_000
+    assert matplotlib.image.imread(target).std() > 0.05
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -178,21 +179,19 @@ def test_a_text_puts_localization_in_the_covariance_of_the_increments_of_its_tok
 def test_a_hub_name_is_downloaded_and_prefers_safetensors(
     run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = pytest.importorskip("huggingface_hub")
     asked: list[str] = []
-    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: asked.append(name) or str(model))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(model))
     code, out, _ = run("someone/some-bert", "--format", "csv", "--draws", 2)
     assert (code, asked) == (0, ["someone/some-bert"])
     assert len(out.splitlines()) == 13
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
 
     def unreachable(*_: Any, **__: Any) -> str:
         raise ConnectionError("no route\nto the hub")
 
-    monkeypatch.setattr(hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     code, _, err = run("someone/some-bert")
     assert code == 2
     assert (
