@@ -104,6 +104,9 @@ def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, par
             beyond = f"{prefixes[0]}{naming.query.format(layer=sizes.layers)}.weight"
             if beyond in names:
                 raise CheckpointError(f"{checkpoint.path}: config.json says {sizes.layers} layers; found {beyond}")
+            last = f"{prefixes[0]}{naming.query.format(layer=sizes.layers - 1)}.weight"
+            if last not in names:
+                raise CheckpointError(f"{checkpoint.path}: config.json says {sizes.layers} layers; {last} is missing")
             return Tower(checkpoint, names, family, naming, norm, part, prefixes[0], config, sizes)
     found = ", ".join(list(names)[:4])
     raise CheckpointError(

@@ -134,6 +134,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     r"has shape \(24, 24\); config.json asks for \(32, 32\)": ({"hidden_size": 32}, {}),
     "says 2 layers; found .*layer.2": ({"num_hidden_layers": 2}, {}),
     "layer.3.attention.self.query.weight is missing": ({"num_hidden_layers": 4}, {}),
+    "layer.999999999999.attention.self.query.weight is missing": ({"num_hidden_layers": 10**12}, {}),
     "layer.1.attention.self.key.weight is missing": ({}, {"encoder.layer.1.attention.self.key.weight": "else"}),
     "position_embedding_type is 'relative_key'": ({"position_embedding_type": "relative_key"}, {}),
     "no BERT, MiniLM query weights .* tensors found": (
