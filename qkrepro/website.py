@@ -1,13 +1,15 @@
 """Build the site from the outputs at hand: strict, complete, and with everything a page needs inside it.
 
-The sources are copied to `_build/<profile>/site` and built there; the site takes its place (`_build/html`, or
+The sources are copied to a folder under `_build/<profile>` and built there; the site takes its place (`_build/html`, or
 `_build/<profile>/html`) only when it is whole, so a failed build leaves the last good one.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import distribution
@@ -34,25 +36,25 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Ca
     load something from another host.
     """
     root, start = book_root(), time.perf_counter()
-    work = root / "_build" / profile / "site"
-    say("site: copying the sources")
-    pages = stage(root, work, profile, draft=draft)
-    problems = unusable_notebooks(work, pages)
-    if problems and not draft:
-        raise SiteError(f"{'; '.join(problems)}; run `qkrepro figures` first")
-    say(f"site: building {len(pages)} pages" + ("" if draft else ", warnings are errors"))
-    built = work / "_build" / "html"
-    log = run_jupyter_book(work, strict=not draft, say=say)
-    if not built.is_dir():
-        raise SiteError(f"nothing was built; see {log}")
-    problems += site_problems(built, pages)
-    if problems and not draft:
-        raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
-    for problem in problems:
-        say(f"site: {problem}")
-    target = root / "_build" / "html" if profile == COMMITTED_PROFILE else root / "_build" / profile / "html"
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(built, target)
+    place = root / "_build" / profile
+    place.mkdir(parents=True, exist_ok=True)
+    target = root / "_build" / "html" if profile == COMMITTED_PROFILE else place / "html"
+    with tempfile.TemporaryDirectory(prefix="site-", dir=place) as scratch:  # its own: two builds do not meet
+        work = Path(scratch)
+        say("site: copying the sources")
+        pages = stage(root, work, profile, draft=draft)
+        problems = unusable_notebooks(work, pages)
+        if problems and not draft:
+            raise SiteError(f"{'; '.join(problems)}; run `qkrepro figures` first")
+        say(f"site: building {len(pages)} pages" + ("" if draft else ", warnings are errors"))
+        built = run_jupyter_book(work, place / "site.log", strict=not draft, say=say)
+        problems += site_problems(built, pages)
+        if problems and not draft:
+            raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
+        for problem in problems:
+            say(f"site: {problem}")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(built, target)
     say(f"site: {len(pages)} pages in {time.perf_counter() - start:.1f} s, {describe_size(target)}")
     return target
 
@@ -62,8 +64,6 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
 
     Raises SiteError when a page is missing (draft: it is left out).
     """
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     if profile == COMMITTED_PROFILE:
         write_pages()
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "numbers", "profiles")
@@ -124,24 +124,27 @@ def configuration(root: Path, profile: str) -> dict[str, Any]:
     return config
 
 
-def run_jupyter_book(work: Path, *, strict: bool, say: Callable[[str], None]) -> Path:
-    """Run `jupyter-book build` on `work` and return its log; raises SiteError with the warnings when it fails."""
+def run_jupyter_book(work: Path, log: Path, *, strict: bool, say: Callable[[str], None]) -> Path:
+    """Run `jupyter-book build` on `work`, keep what it said in `log`, and return the folder of the pages.
+
+    Raises SiteError with the warnings when it fails, or when it built nothing.
+    """
     code = "from jupyter_book.cli.main import main; main()"
     options = ["-W", "-n", "--keep-going"] if strict else []
     command = [sys.executable, "-c", code, "build", *options, "--all", str(work)]
     environment = os.environ | {"PYTHONPATH": str(book_root()), "PYTHONWARNINGS": "ignore"}
-    log = work.parent / "site.log"
     with log.open("w", encoding="utf-8") as stream:
         outcome = subprocess.run(
             command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=work, check=False
         )
-    text = log.read_text(encoding="utf-8")
-    noted = [line.replace(str(work) + os.sep, "") for line in text.splitlines() if "WARNING" in line or "ERROR" in line]
+    lines = log.read_text(encoding="utf-8").replace(str(work) + os.sep, "").splitlines()
+    noted = [line for line in lines if re.search(r"WARNING|ERROR|^[\w.]+Error: ", line)]
     for line in noted:
         say(f"site: {line}")
-    if outcome.returncode and strict:
+    built = work / "_build" / "html"
+    if (outcome.returncode and strict) or not built.is_dir():
         raise SiteError(f"the build failed with {len(noted)} warnings, listed above; the whole log is {log}")
-    return log
+    return built
 
 
 def describe_size(site: Path) -> str:
