@@ -111,7 +111,12 @@ def test_a_changed_module_makes_stale_who_reaches_it_and_an_added_function_nobod
     [
         ("book/glossary.md", "# ", "{doc}`nowhere`\n\n# ", "unknown document: 'nowhere'"),
         ("_toc.yml", "book/glossary", "book/glossaries", "_toc.yml names book/glossaries"),
-        ("notebooks/01_softmax_linearisation.ipynb", '"execution_count": 1,', '"execution_count": null,', "not executed"),
+        (
+            "notebooks/01_softmax_linearisation.ipynb",
+            '"execution_count": 1,',
+            '"execution_count": null,',
+            "not executed",
+        ),
         ("notebooks/01_softmax_linearisation.ipynb", '"output_type": "stream"', FAILED, "has a cell that failed"),
     ],
 )
