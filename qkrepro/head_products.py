@@ -48,9 +48,11 @@ class HeadProducts:
         return (self.gram_q * self.gram_k).sum((-2, -1))
 
     def spectral_norm(self) -> Tensor:
-        """‖W‖_2, (...): the root of the largest eigenvalue of gram_q^½ gram_k gram_q^½."""
-        values, vectors = torch.linalg.eigh(self.gram_q)
-        half = vectors * values.clamp(min=0).sqrt()[..., None, :]  # (..., d_head, d_head)
+        """‖W‖_2, (...): the root of the largest eigenvalue of Lᵀ gram_k L, gram_q = L Lᵀ."""
+        half, failed = torch.linalg.cholesky_ex(self.gram_q)
+        if bool(failed.any()):  # w_q of deficient rank: the symmetric root, which is slower, always exists
+            values, vectors = torch.linalg.eigh(self.gram_q)
+            half = vectors * values.clamp(min=0).sqrt()[..., None, :]  # (..., d_head, d_head)
         largest: Tensor = torch.linalg.eigvalsh(half.mT @ self.gram_k @ half)[..., -1]
         return largest.clamp(min=0).sqrt()
 

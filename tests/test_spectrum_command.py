@@ -210,6 +210,16 @@ def test_random_products_follow_the_law_of_gaussian_weights(d_head: int, d_model
         assert stats.ks_2samp(ours, theirs).pvalue > 1e-4, name
 
 
+@pytest.mark.parametrize("rank", [0, 1, 3, 5])
+def test_the_spectral_norm_is_right_for_query_weights_of_any_rank(rank: int) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    w_q = torch.randn(2, 5, rank, generator=generator, dtype=torch.float64)
+    w_q = w_q @ torch.randn(2, rank, 9, generator=generator, dtype=torch.float64)
+    w_k = torch.randn(2, 5, 9, generator=generator, dtype=torch.float64)
+    expected = np.linalg.norm((w_q.mT @ w_k).numpy(), 2, axis=(-2, -1))
+    np.testing.assert_allclose(head_products(w_q, w_k).spectral_norm().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
 def test_a_random_head_is_not_told_from_chance() -> None:
     null = null_draws(random_products(8, 64, 400, seed=0))
     fresh = null_draws(random_products(8, 64, 400, seed=1))
