@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,17 @@ from qkrepro.notebooks import read_notebook
 from qkrepro.website import configuration
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK_SECONDS, NOTEBOOK_MB = 15, 1500  # processor seconds on two cores, peak memory
+NOTEBOOK_SECONDS, NOTEBOOK_MB = 15, 1500  # on two cores of a machine that needs 4 s for the imports; peak memory
+IMPORTS, IMPORT_SECONDS = "import torch, seaborn, scipy.stats, myst_nb", 4
 SITE_MB, PAGE_MB = 25, 3
 FAILED = '"ename": "E", "evalue": "v", "traceback": [], "output_type": "error"'
+
+
+def _seconds_allowed() -> float:
+    """The budget of a notebook here: a slower or busier machine, as its imports show, has more."""
+    clock = f"import time; {IMPORTS}; print(time.process_time())"
+    done = subprocess.run([sys.executable, "-c", clock], capture_output=True, text=True, check=True)
+    return NOTEBOOK_SECONDS * max(1, float(done.stdout) / IMPORT_SECONDS)
 
 
 def _text_outputs(path: Path) -> list[object]:
@@ -54,9 +63,10 @@ def test_all_notebooks_run_again_within_their_budgets_with_the_same_text(copy: C
     costs = json.loads((copy.root / "_build" / "quick" / "costs.json").read_text(encoding="utf-8"))
     committed = sorted((ROOT / "notebooks").glob("*.ipynb"))
     assert sorted(costs) == [path.stem for path in committed]
-    over = {name: cost for name, cost in costs.items() if min(cost["wall_s"], cost["cpu_s"]) > NOTEBOOK_SECONDS}
+    allowed = _seconds_allowed()
+    over = {name: cost for name, cost in costs.items() if min(cost["wall_s"], cost["cpu_s"]) > allowed}
     over |= {name: cost for name, cost in costs.items() if cost["peak_mb"] > NOTEBOOK_MB}
-    assert not over
+    assert not over, f"{allowed:.1f} s allowed here"
     for path in committed:
         assert _text_outputs(copy.root / "notebooks" / path.name) == _text_outputs(path), path.name
 
