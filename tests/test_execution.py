@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from qkrepro.cli import main
 from qkrepro.errors import ArgumentError, NotebookError
 from qkrepro.execution import find_chapters, run_figures
-from qkrepro.notebooks import default_parameters, read_notebook, with_parameters
+from qkrepro.notebooks import clean, default_parameters, read_notebook, with_parameters
 
 PARAMETERS = 'profile = "quick"\nsamples = 10  # draws\nscale = (1.0, 2.5)  # units\nname = "ä"'
 VALUES = "parameters: {samples: 10, scale: [1.0, 2.5], name: ä}"
@@ -184,3 +184,11 @@ def test_check_exits_with_1_when_something_is_stale(book: Path, monkeypatch: pyt
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 1
+
+
+def test_printed_text_that_the_kernel_cut_in_two_is_one_output():
+    pieces = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a\n", "b", "\n", "c")]
+    table = nbformat.v4.new_output("execute_result", data={"text/plain": "1"})
+    cell = new_code_cell("print()", outputs=[*pieces[:3], table, pieces[3]])
+    outputs = clean(new_notebook(cells=[cell]), {}).cells[0].outputs
+    assert [output.get("text") for output in outputs] == ["a\nb\n", None, "c"]
