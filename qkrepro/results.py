@@ -52,6 +52,12 @@ def write_atomically(path: Path, raw: bytes) -> None:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove what a killed process left of a file it was writing; only for who holds the folder's lock."""
+    for left in folder.glob(".*.[0-9]*.[0-9]*"):
+        left.unlink(missing_ok=True)
+
+
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write metrics.csv, one row an evaluation, columns in the order of the first row."""
     text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")

@@ -29,7 +29,15 @@ from qkrepro.errors import CorpusError, RunError
 from qkrepro.evaluation import Block, cut, mean_loss, measure
 from qkrepro.locater import LocAteR
 from qkrepro.optimizer import learning_rate, make_optimizer, set_learning_rate
-from qkrepro.results import environment, is_recorded, write_arrays, write_atomically, write_json, write_metrics
+from qkrepro.results import (
+    environment,
+    is_recorded,
+    remove_abandoned,
+    write_arrays,
+    write_atomically,
+    write_json,
+    write_metrics,
+)
 from qkrepro.starts import build_model
 from qkrepro.training_state import BEST, CHECKPOINT, load_checkpoint, save_checkpoint
 from qkrepro.vocabulary_loss import vocabulary_loss
@@ -60,6 +68,7 @@ def train(
     corpus = load_corpus(configuration.corpus, data, configuration.vocabulary)
     folder = run_folder(configuration, corpus, out)
     with _locked(folder):
+        remove_abandoned(folder)
         if not is_recorded(folder):
             _Run(configuration, corpus, folder).to_the_end(progress, checkpoint_seconds)
     return folder

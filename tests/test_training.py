@@ -266,6 +266,14 @@ def test_run_killed_at_any_moment_continues_to_the_same_bytes(tmp_path):
     assert not list(killed.glob(".*"))
 
 
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
+    folder = train(TINY, tmp_path, progress=False)
+    kept = sorted(path.name for path in folder.iterdir())
+    (folder / ".checkpoint.pt.4711.139903754828672").write_bytes(b"half")
+    train(TINY, tmp_path, progress=False)
+    assert sorted(path.name for path in folder.iterdir()) == kept
+
+
 def test_loss_that_is_not_finite_names_the_update_and_the_checkpoint(tmp_path, monkeypatch):
     original = training.vocabulary_loss
 
