@@ -2,8 +2,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qkrepro.errors import ArgumentError, ShapeError
 from qkrepro.locater import MEANS, SCALES, LocAteR, find_qk_parameters, project_gradients, recentre_trace
@@ -66,18 +66,6 @@ def test_flat_spectrum_with_shrunken_trace_is_the_minimum() -> None:
     assert float(value.detach()) == pytest.approx(1 / 5)
     (gradient,) = torch.autograd.grad(value, w)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-14)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
-        made = result if isinstance(result, tuple | list) else [result]
-        self.elements = max([self.elements, *(t.numel() for t in made if isinstance(t, Tensor))])
-        return result
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qkrepro.errors import ArgumentError, ShapeError
 from qkrepro.optimizer import make_optimizer
@@ -152,18 +152,6 @@ def test_hidden_tokens_in_half_precision_meet_the_embedding_in_its_own() -> None
     assert ours[0].dtype == torch.bfloat16
     torch.testing.assert_close(ours[0].float(), theirs[0], rtol=1e-2, atol=1e-6)
     torch.testing.assert_close(ours[1], theirs[1])
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
-        made = result if isinstance(result, tuple | list) else [result]
-        self.elements = max([self.elements, *(t.numel() for t in made if isinstance(t, Tensor))])
-        return result
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
