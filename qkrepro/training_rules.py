@@ -8,6 +8,7 @@ from qkrepro.intervals import t_interval
 from qkrepro.verdict_rules import SAME_PROFILE, Outcome, Tables, Verdict, share_verdict
 
 FEWEST_SEEDS = 3
+SHAPES = tuple((layers, heads) for layers in (1, 2, 4) for heads in (1, 4))
 
 
 def _paired(table: pd.DataFrame, value: str, sign: int) -> Verdict:
@@ -56,7 +57,7 @@ def low_entropy_traps(tables: Tables) -> Verdict:
     """Table starts: start (xavier, collapsed, concentrated), seed, early_loss (nats a token, mean of the first half).
 
     Both other starts have lower attention entropy than xavier. The claim is that low entropy traps: reproduced when
-    both learn slower than xavier, partly when only the entropy-collapsed one does.
+    both learn slower than xavier, partly when one of them does.
     """
     wide = tables["starts"].pivot(index="seed", columns="start", values="early_loss")
     if len(wide) < FEWEST_SEEDS or not {"xavier", "collapsed", "concentrated"} <= set(wide.columns):
@@ -74,9 +75,10 @@ def theory_sees_training(tables: Tables) -> Verdict:
 
 
 def holds_deeper_and_wider(tables: Tables) -> Verdict:
-    """Table shapes: layers, heads, seed, kappa, valid_perplexity; the paired rule for every shape."""
-    each = {
-        shape: _paired(group, "valid_perplexity", -1) for shape, group in tables["shapes"].groupby(["layers", "heads"])
-    }
-    run = [verdict.outcome == "reproduced" for verdict in each.values() if verdict.outcome != "not run"]
+    """Table shapes: layers, heads, seed, kappa, valid_perplexity; the paired rule for every one of SHAPES."""
+    groups = dict(list(tables["shapes"].groupby(["layers", "heads"])))
+    each = [_paired(groups[shape], "valid_perplexity", -1) if shape in groups else None for shape in SHAPES]
+    run = [verdict.outcome == "reproduced" for verdict in each if verdict and verdict.outcome != "not run"]
+    if len(run) < len(SHAPES):
+        return Verdict("not run", f"{len(run)} of {len(SHAPES)} shapes have {FEWEST_SEEDS} paired seeds")
     return share_verdict(run, f"perplexity improves in {sum(run)} of {len(run)} shapes (layers, heads)")

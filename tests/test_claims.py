@@ -9,6 +9,7 @@ import pytest
 from qkrepro import claims
 from qkrepro.errors import ArgumentError
 from qkrepro.figure_numbers import book_root
+from qkrepro.training_rules import SHAPES
 
 SEEDS = np.arange(5)
 JITTER = np.array([-0.02, -0.01, 0.0, 0.01, 0.02])
@@ -157,8 +158,8 @@ def trained(*distance):
 
 def shapes(*gaps):
     parts = [
-        paired("valid_perplexity", [g - 0.1, g, g + 0.1])["paired"].assign(layers=k + 1, heads=1)
-        for k, g in enumerate(gaps)
+        paired("valid_perplexity", [g - 0.1, g, g + 0.1])["paired"].assign(layers=layers, heads=heads)
+        for g, (layers, heads) in zip(gaps, SHAPES, strict=False)
     ]
     return {"shapes": pd.concat(parts)}
 
@@ -215,7 +216,7 @@ CASES = [
     ("perplexity-follows-variance", kappas(+1), None, kappas(-1)),
     ("theory-sees-trained-models", trained(0.1), trained(0.1, 0.5), trained(0.5)),
     ("low-entropy-traps", starts(0.5, 0.5), starts(0.5, -0.5), starts(-0.5, -0.5)),
-    ("locater-deeper-and-wider", shapes(-1, -2), shapes(-1, 2), shapes(1, 2)),
+    ("locater-deeper-and-wider", shapes(*[-1] * 6), shapes(*[-1] * 5, 2), shapes(*[1] * 6)),
 ]
 
 
@@ -244,6 +245,10 @@ def test_data_decide_the_verdict(name, tables, outcome):
 )
 def test_two_paired_seeds_are_not_a_result(name, value):
     assert claims.judge(claims.claim(name), paired(value, [-1.0, -2.0])).outcome == "not run"
+
+
+def test_a_shape_that_did_not_run_leaves_the_claim_on_shapes_open():
+    assert claims.judge(claims.claim("locater-deeper-and-wider"), shapes(*[-1] * 5)).outcome == "not run"
 
 
 def test_a_verdict_with_its_own_sign_flips_when_baseline_and_regularised_swap():
