@@ -1,0 +1,207 @@
+"""Figures of training runs, from the tables of `qkrepro.run_tables` and `qkrepro.run_comparisons` to axes."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from qkrepro.run_comparisons import mean_interval
+
+BASELINE_COLOUR = "0.25"
+EPOCHS = "passes over the text"
+
+
+def kappa_colour(kappa: float) -> Any:
+    """One colour for each strength of the regulariser in every figure: dark grey for none, viridis above."""
+    if kappa == 0:
+        return BASELINE_COLOUR
+    return mpl.colormaps["viridis"](float(np.clip(0.1 + (math.log10(kappa) + 4) * 0.25, 0, 0.85)))
+
+
+def kappa_label(kappa: float) -> str:
+    """What legends call it: "κ = 0 (baseline)", "κ = 0.001"."""
+    return "κ = 0 (baseline)" if kappa == 0 else f"κ = {kappa:g}"
+
+
+def epoch_label(epoch: float) -> str:
+    """What a panel's title calls a moment of training: "start", "after 0.25 passes", "after 1 pass"."""
+    rounded = round(epoch, 2)
+    return "start" if rounded == 0 else f"after {rounded:g} pass" + "es" * (rounded != 1)
+
+
+def label_empty(axis: Axes, text: str = "not run") -> None:
+    """Say in the middle of an empty axes why it is empty."""
+    axis.text(0.5, 0.5, text, ha="center", va="center", color="0.4", transform=axis.transAxes)
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+
+
+def plot_means(means: pd.DataFrame, axis: Axes, *, log: bool = False) -> None:
+    """Mean over seeds with its interval over epochs, one line a kappa; means: kappa, epoch, estimate, low, high."""
+    if means.empty:
+        return label_empty(axis)
+    for kappa, line in _by_kappa(means):
+        _band(line, axis, kappa_colour(kappa), kappa_label(kappa))
+    axis.set_xlabel(EPOCHS)
+    if log:
+        _plain_log(axis)
+    return None
+
+
+def plot_paired_over_training(differences: pd.DataFrame, means: pd.DataFrame, axis: Axes) -> None:
+    """Differences to the baseline over epochs: thin lines for the seeds, the mean and its interval.
+
+    differences: seed, kappa, epoch, difference. means: kappa, epoch, estimate, low, high.
+    """
+    if differences.empty:
+        return label_empty(axis)
+    axis.axhline(0, color="0.5", linewidth=1)
+    for kappa, runs in _by_kappa(differences):
+        for _, line in runs.groupby("seed"):
+            axis.plot(line["epoch"], line["difference"], color=kappa_colour(kappa), linewidth=0.7, alpha=0.6)
+    for kappa, line in _by_kappa(means):
+        _band(line, axis, kappa_colour(kappa), kappa_label(kappa))
+    axis.set_xlabel(EPOCHS)
+    return None
+
+
+def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes) -> None:
+    """Differences to the baseline, a row of points for each name, a point a seed, with their mean and its interval.
+
+    pairs: name to a table with seed and difference; a name without a pair reads "not run".
+    """
+    axis.axvline(0, color="0.5", linewidth=1)
+    for place, table in enumerate(pairs.values()):
+        if table.empty:
+            axis.annotate("not run", (0.5, place), xycoords=("axes fraction", "data"), ha="center", va="center")
+            axis.texts[-1].set_color("0.4")
+            continue
+        values = table["difference"].astype(float).tolist()
+        axis.plot(values, [place - 0.18] * len(values), "o", markersize=4, color="C0", alpha=0.7)
+        mean = mean_interval(values)
+        bar = [[mean.estimate - mean.low], [mean.high - mean.estimate]] if len(values) > 1 else None
+        axis.errorbar([mean.estimate], [place + 0.12], xerr=bar, fmt="D", markersize=5, capsize=4, color="black")
+    axis.set_yticks(range(len(pairs)), list(pairs))
+    axis.set_ylim(len(pairs) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
+
+
+def plot_against_variance(kappas: pd.DataFrame, column: str, axis: Axes) -> None:
+    """A measure of each run against its eigenvalue variance: a line a seed, colours for kappa.
+
+    kappas: seed, kappa, eigen_variance, `column`. The variance axis is logarithmic where all variances are positive.
+    """
+    if kappas.empty:
+        return label_empty(axis)
+    for _, line in kappas.sort_values("eigen_variance").groupby("seed"):
+        axis.plot(line["eigen_variance"], line[column], color="0.75", linewidth=1, zorder=1)
+    for kappa, points in _by_kappa(kappas):
+        style: dict[str, Any] = {"color": kappa_colour(kappa), "label": kappa_label(kappa)}
+        axis.scatter(points["eigen_variance"].tolist(), points[column].tolist(), s=34, zorder=2, **style)
+    axis.set_xlabel(r"eigenvalue variance over $d_{model}$")
+    if (kappas["eigen_variance"] > 0).all():
+        axis.set_xscale("log")
+    return None
+
+
+def plot_spectra(eigenvalues: pd.DataFrame, axes: Any) -> None:
+    """Eigenvalues in the complex plane, a row of panels a kappa and a column an epoch; all panels have one scale.
+
+    eigenvalues: kappa, epoch, real, imag. axes: (kappas, epochs).
+    """
+    limit = 1.05 * float(eigenvalues[["real", "imag"]].abs().max().max())
+    for across, (kappa, of_row) in zip(axes, _by_kappa(eigenvalues), strict=True):
+        for axis, (epoch, points) in zip(across, of_row.groupby("epoch"), strict=True):
+            axis.axhline(0, color="0.7", linewidth=0.6, zorder=0)
+            axis.axvline(0, color="0.7", linewidth=0.6, zorder=0)
+            axis.scatter(points["real"], points["imag"], s=9, color=kappa_colour(kappa), linewidths=0, alpha=0.8)
+            axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+            if axis in axes[0]:
+                axis.set_title(epoch_label(float(str(epoch))))
+            axis.grid(False)
+        across[0].set_ylabel(f"{kappa_label(kappa)}\nIm λ")
+    for axis in axes[-1]:
+        axis.set_xlabel("Re λ")
+
+
+def spectrum_histogram(eigenvalues: pd.DataFrame, edges: Sequence[float]) -> pd.DataFrame:
+    """Share of eigenvalues by the size of their real part over training: kappa, epoch, left, right, share.
+
+    eigenvalues: kappa, epoch, real; all seeds of a kappa together. What lies outside the edges counts in the outermost.
+    """
+    inner = np.asarray(edges[1:-1], dtype=float)
+    rows = []
+    for keys, group in eigenvalues.groupby(["kappa", "epoch"]):
+        counts = np.bincount(np.searchsorted(inner, group["real"].to_numpy()), minlength=len(edges) - 1)
+        kappa, epoch = keys
+        shares = zip(edges[:-1], edges[1:], counts / len(group), strict=True)
+        rows += [{"kappa": kappa, "epoch": epoch, "left": a, "right": b, "share": share} for a, b, share in shares]
+    return pd.DataFrame(rows, columns=["kappa", "epoch", "left", "right", "share"])
+
+
+def plot_spectrum_over_time(histogram: pd.DataFrame, axes: Sequence[Axes]) -> QuadMesh:
+    """The histogram of real parts over epochs as a map, one panel a kappa; returns a mesh for the colour bar.
+
+    histogram: as `spectrum_histogram` gives it. Colours are logarithmic; a cell without an eigenvalue is empty.
+    """
+    norm = LogNorm(max(float(histogram.loc[histogram["share"] > 0, "share"].min()), 1e-3), 1)
+    for axis, (kappa, rows) in zip(axes, _by_kappa(histogram), strict=True):
+        grid = rows.pivot(index="left", columns="epoch", values="share").sort_index()
+        edges = [*grid.index, float(rows["right"].max())]
+        epochs = grid.columns.to_numpy(float)
+        middle = (epochs[1:] + epochs[:-1]) / 2
+        across = np.concatenate([epochs[:1], middle, epochs[-1:]]) if len(epochs) > 1 else [-0.5, 0.5]
+        shares = np.ma.masked_equal(grid.to_numpy(float), 0)
+        mesh = axis.pcolormesh(across, edges, shares, cmap="cividis", norm=norm, rasterized=True)
+        axis.axhline(0, color="0.5", linewidth=0.6)
+        axis.set(title=kappa_label(kappa), xlabel=EPOCHS)
+        axis.grid(False)
+    axes[0].set_ylabel("Re λ")
+    return mesh
+
+
+def plot_heads(heads: pd.DataFrame, column: str, axis: Axes) -> None:
+    """A measure of each head, one column of points a layer, colours for kappa; heads: kappa, layer, `column`."""
+    if heads.empty:
+        return label_empty(axis)
+    palette = {kappa: kappa_colour(kappa) for kappa in sorted(heads["kappa"].unique())}
+    sns.stripplot(
+        heads, x="layer", y=column, hue="kappa", palette=palette, dodge=True, jitter=0.12, size=4, legend=False, ax=axis
+    )
+    return None
+
+
+def legend_kappas(axis: Axes, kappas: Sequence[float], **options: Any) -> None:
+    """A legend of kappas for panels that share their colours."""
+    lines = [mpl.lines.Line2D([], [], color=kappa_colour(kappa), marker="o", markersize=4) for kappa in kappas]
+    axis.legend(lines, [kappa_label(kappa) for kappa in kappas], **options)
+
+
+def _by_kappa(table: pd.DataFrame) -> Iterator[tuple[float, pd.DataFrame]]:
+    for kappa in sorted(table["kappa"].unique()):
+        yield float(kappa), table[table["kappa"] == kappa]
+
+
+def _band(line: pd.DataFrame, axis: Axes, colour: Any, label: str) -> None:
+    epochs = line["epoch"].to_numpy(float)
+    axis.plot(epochs, line["estimate"].to_numpy(float), color=colour, label=label, linewidth=1.8)
+    low, high = line["low"].to_numpy(float), line["high"].to_numpy(float)
+    axis.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _plain_log(axis: Axes) -> None:
+    """A logarithmic axis whose few ticks read as plain numbers."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    steps = [step * 10.0**power for power in range(-3, 6) for step in (1, 1.5, 2, 3, 5, 7)]
+    axis.set_yticks([step for step in steps if low <= step <= high])
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,120 @@
+"""Runs against runs: means over seeds, differences to the baseline of the same seed, and which records are judged.
+
+Source: book, "LocAteR"; intervals are those of `qkrepro.intervals`.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from qkrepro.intervals import Interval, t_interval
+from qkrepro.run_tables import RunTables
+from qkrepro.training_rules import FEWEST_SEEDS
+
+FEWEST_KAPPAS = 4
+NO_INTERVAL = float("nan")
+Tables = TypeVar("Tables", bound=RunTables)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """`t_interval`, and below two values their mean alone: the ends of the interval are NaN."""
+    if len(values) < 2:
+        return Interval(float(np.mean(values)) if len(values) else NO_INTERVAL, NO_INTERVAL, NO_INTERVAL)
+    return t_interval(values)
+
+
+def seed_means(table: pd.DataFrame, column: str, by: Sequence[str] = ("kappa",), *, log: bool = False) -> pd.DataFrame:
+    """Mean over seeds with its 95% t interval, at each epoch that all seeds of its group reached.
+
+    table: seed, epoch, columns `by` and `column`; one row an evaluation. log: mean and interval of the logarithm, given
+    back as values (a geometric mean). Returns columns of `by`, epoch, estimate, low, high, seeds; low and high are NaN
+    for one seed.
+    """
+    rows = []
+    for keys, group in table.groupby(list(by), sort=True):
+        seeds = group["seed"].nunique()
+        for epoch, values in group.groupby("epoch")[column]:
+            if len(values) == seeds:
+                logged = np.log(values) if log else values
+                interval = [float(np.exp(end)) if log else end for end in mean_interval(logged.tolist())]
+                named: dict[Hashable, object] = dict(zip(by, keys, strict=True))
+                rows.append(named | {"epoch": epoch} | dict(zip(Interval._fields, interval, strict=True)))
+                rows[-1]["seeds"] = seeds
+    return pd.DataFrame(rows, columns=[*by, "epoch", *Interval._fields, "seeds"])
+
+
+def paired_curves(curves: pd.DataFrame, column: str, *, percent: bool = False) -> pd.DataFrame:
+    """Regularised minus baseline (kappa 0) of the same seed at the same update: seed, kappa, update, epoch, difference.
+
+    curves: as in RunTables, all runs of one shape. percent: the difference over the baseline's value, in per cent.
+    Evaluations that only one of the two runs has are left out.
+    """
+    base = curves[curves["kappa"] == 0].set_index(["seed", "update"])[column].rename("baseline")
+    rows = curves[curves["kappa"] != 0].join(base, on=["seed", "update"], how="inner")
+    difference = rows[column] - rows["baseline"]
+    rows = rows.assign(difference=100 * difference / rows["baseline"] if percent else difference)
+    return rows[["seed", "kappa", "update", "epoch", "difference"]].reset_index(drop=True)
+
+
+def paired_runs(summary: pd.DataFrame, kappa: float) -> pd.DataFrame:
+    """Table `paired` of the rules: seed, kappa (0 and this one), test_perplexity, valid_entropy, valid_perplexity.
+
+    One row a run at its best checkpoint; a run without its partner of the same seed is left out.
+    """
+    chosen = summary[summary["kappa"].isin([0.0, kappa])]
+    partners = chosen.groupby("seed")["kappa"].transform("nunique") == 2
+    columns = ["seed", "kappa", "test_perplexity", "valid_entropy", "valid_perplexity"]
+    return chosen[partners.astype(bool)][columns].sort_values(["seed", "kappa"]).reset_index(drop=True)
+
+
+def paired_differences(paired: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Columns seed, baseline, locater, difference from a table of `paired_runs`; one row a seed."""
+    arms = paired.assign(arm=np.where(paired["kappa"] == 0, "baseline", "locater"))
+    wide = arms.pivot(index="seed", columns="arm", values=column).reindex(columns=["baseline", "locater"])
+    wide = wide.astype(float).reset_index().rename_axis(columns=None)
+    return wide.assign(difference=wide["locater"] - wide["baseline"])
+
+
+def chosen_kappa(summary: pd.DataFrame) -> float:
+    """The kappa > 0 of least validation perplexity among these runs of one seed; NaN without one."""
+    rows = summary[summary["kappa"] > 0].sort_values("valid_perplexity")
+    return float(rows["kappa"].iloc[0]) if len(rows) else NO_INTERVAL
+
+
+def judged_pairs(sweeps: Sequence[Tables], kappa: float) -> Tables:
+    """The first of these sweeps with enough paired seeds for a verdict; the last one when none has."""
+    enough = [sweep for sweep in sweeps if len(paired_runs(sweep.summary, kappa)) >= 2 * FEWEST_SEEDS]
+    return enough[0] if enough else sweeps[-1]
+
+
+def judged_kappas(sweeps: Sequence[Tables]) -> Tables:
+    """The first of these sweeps with enough seeds at enough kappas for a verdict; the last one when none has."""
+    for sweep in sweeps:
+        kappas = sweep.summary.groupby("seed")["kappa"].nunique()
+        if (kappas >= FEWEST_KAPPAS).sum() >= FEWEST_SEEDS:
+            return sweep
+    return sweeps[-1]
+
+
+def kappa_runs(summary: pd.DataFrame) -> pd.DataFrame:
+    """Table `kappas` of the rules, one row a run: seed, kappa, eigen_variance, valid_perplexity, valid_entropy."""
+    columns = ["seed", "kappa", "eigen_variance", "valid_perplexity", "valid_entropy"]
+    return summary[columns].sort_values(["seed", "kappa"]).reset_index(drop=True)
+
+
+def shape_runs(summary: pd.DataFrame) -> pd.DataFrame:
+    """Table `shapes` of the rules, one row a run: layers, heads, seed, kappa, valid_perplexity, valid_entropy."""
+    columns = ["layers", "heads", "seed", "kappa", "valid_perplexity", "valid_entropy"]
+    return summary[columns].sort_values(columns[:4]).reset_index(drop=True)
+
+
+def shape_differences(shapes: pd.DataFrame, column: str, *, percent: bool = False) -> pd.DataFrame:
+    """Regularised minus baseline of the same seed and shape: layers, heads, seed, kappa, difference; one row a pair."""
+    keys = ["layers", "heads", "seed"]
+    base = shapes[shapes["kappa"] == 0].set_index(keys)[column].rename("baseline")
+    rows = shapes[shapes["kappa"] != 0].join(base, on=keys, how="inner")
+    difference = rows[column] - rows["baseline"]
+    rows = rows.assign(difference=100 * difference / rows["baseline"] if percent else difference)
+    return rows[[*keys, "kappa", "difference"]].astype({"difference": float}).reset_index(drop=True)
