@@ -21,6 +21,7 @@ from qkrepro.errors import (
     check_integer,
     check_number,
 )
+from qkrepro.gaussian_profile import gaussian_profile, limit_law, profile_localization
 from qkrepro.spectrum import check_square, covariance_root, matrix_moments
 
 METHODS = ("limit", "exact", "monte-carlo")
@@ -64,13 +65,11 @@ def signal_propagation_limit(
     check_number("temperature", temperature, above=0)
     xi, eta, frob = _check_moments(trace, trace_sq, frobenius_sq, theta.ndim)
     if length is None:
-        gamma, spread_sq, lower, upper = theta - 0.5, 1 / 12, 0.0, float(temperature)
+        gamma, spread_sq, lower, upper = limit_law(theta, float(temperature))
     else:
         gamma, spread_sq, lower, upper = finite_length_law(theta, length, temperature)
-    mean = gamma * xi  # (..., *theta.shape)
-    std = ((gamma**2 + spread_sq) * frob + gamma**2 * eta).sqrt()  # (..., *theta.shape)
-    rho = _normal_interval((lower - mean) / std, (upper - mean) / std)
-    return torch.where(frob > 0, rho, torch.ones_like(rho))
+    rho: Tensor = gaussian_profile(gamma, spread_sq, lower, upper, xi, eta, frob)  # (..., *theta.shape)
+    return rho
 
 
 def finite_length_law(theta: Any, length: int, temperature: float) -> tuple[Tensor, float, float, float]:
@@ -101,18 +100,7 @@ def localization(theta: Any, rho: Any) -> Localization:
     check_finite("rho", rho)
     if bool((rho < 0).any()):
         raise ArgumentError(f"rho has a minimum of {float(rho.min()):g}; allowed: values >= 0")
-    steps = theta.diff()
-    weight = torch.zeros_like(theta)  # (n,) trapezoid
-    weight[:-1] += steps / 2
-    weight[1:] += steps / 2
-    level = (weight * rho).sum(-1) / weight.sum()  # (...)
-    p = rho / (level * weight.sum())[..., None]  # (..., n)
-    entropy = -(weight * torch.xlogy(p, p)).sum(-1)
-    defined = level >= 1e-12
-    nan = torch.full_like(level, torch.nan)
-    index = torch.where(defined, 1 - entropy.exp() / weight.sum(), nan)
-    centre = torch.where(defined, (weight * theta * p).sum(-1), nan)
-    return Localization(index, centre, level)
+    return Localization(*profile_localization(theta, rho))
 
 
 @overload
@@ -262,11 +250,3 @@ def _check_moments(trace: Any, trace_sq: Any, frobenius_sq: Any, ndim: int) -> t
         )
     tail = (..., *(None,) * ndim)
     return xi[tail], eta[tail], frob[tail]
-
-
-def _normal_interval(low: Tensor, high: Tensor) -> Tensor:
-    """Φ(high) − Φ(low), computed in the nearer tail so that small probabilities keep their digits."""
-    flip = low > 0
-    a, b = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    probability: Tensor = torch.special.ndtr(b) - torch.special.ndtr(a)
-    return probability
