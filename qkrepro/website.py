@@ -22,6 +22,7 @@ from qkrepro import __version__
 from qkrepro.claims import write_pages
 from qkrepro.errors import SiteError
 from qkrepro.figure_numbers import COMMITTED_PROFILE, book_root
+from qkrepro.interactive import write_interactive
 from qkrepro.notebooks import read_notebook
 from qkrepro.site_check import site_problems
 
@@ -76,6 +77,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     mathjax = work / "local" / "mathjax" / "tex-svg.js"
     mathjax.parent.mkdir(parents=True)
     shutil.copy2(str(distribution("sphinx-mathjax-offline").locate_file(MATHJAX)), mathjax)
+    write_interactive(work)
     config = configuration(root, profile)
     if not (work / "book" / "references.bib").is_file():
         config.pop("bibtex_bibfiles")
