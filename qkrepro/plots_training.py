@@ -112,6 +112,15 @@ def plot_against_variance(kappas: pd.DataFrame, column: str, axis: Axes) -> None
     return None
 
 
+def plot_floor(floor: float, frequencies: float, axis: Axes) -> None:
+    """Two dotted lines on an axis of perplexity: the least there is, and that of word frequencies alone."""
+    for value, name in ((frequencies, "word frequencies alone"), (floor, "least there is")):
+        axis.axhline(value, color="0.4", linestyle=":", linewidth=1.2)
+        where = {"xy": (0.99, value), "xycoords": ("axes fraction", "data"), "xytext": (0, 2)}
+        axis.annotate(name, **where, textcoords="offset points", ha="right", va="bottom", fontsize=8, color="0.3")
+    axis.set_ylim(0.92 * floor, 1.25 * max(frequencies, axis.get_ylim()[1] / 1.2))
+
+
 def plot_spectra(eigenvalues: pd.DataFrame, axes: Any) -> None:
     """Eigenvalues in the complex plane, a row of panels a kappa and a column an epoch; all panels have one scale.
 

@@ -45,6 +45,15 @@ def seed_means(table: pd.DataFrame, column: str, by: Sequence[str] = ("kappa",),
     return pd.DataFrame(rows, columns=[*by, "epoch", *Interval._fields, "seeds"])
 
 
+def nearest_epochs(table: pd.DataFrame, wanted: Sequence[float]) -> pd.DataFrame:
+    """The rows of the evaluations nearest to each of these epochs; an epoch that was not reached has no row."""
+    epochs = np.unique(table["epoch"].to_numpy(float))
+    step = np.diff(epochs).max() if len(epochs) > 1 else np.inf
+    near = [epochs[np.abs(epochs - each).argmin()] for each in wanted] if len(epochs) else []
+    kept = [each for each, target in zip(near, wanted, strict=False) if abs(each - target) <= step / 2]
+    return table[table["epoch"].isin(kept)]
+
+
 def paired_curves(curves: pd.DataFrame, column: str, *, percent: bool = False) -> pd.DataFrame:
     """Regularised minus baseline (kappa 0) of the same seed at the same update: seed, kappa, update, epoch, difference.
 

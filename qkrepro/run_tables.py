@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from qkrepro.configuration import RunConfiguration
 from qkrepro.results import find_records, is_recorded, read_arrays, read_records, read_run, read_runs
 from qkrepro.sweep import read_sweep
+from qkrepro.synthetic import zipf_probabilities
 from qkrepro.training import train
 
 NOT_RUN, RECORDED = "not run", "recorded"
@@ -26,6 +28,21 @@ MEASURED = (
 )
 SUMMARY = ("best_update", "best_epoch", "test_loss", "test_perplexity", "corpus", "corpus_entropy", "corpus_words")
 CURVES = ("update", "epoch", "tokens", "train_loss", "penalty", "corpus", "corpus_entropy", "corpus_words")
+
+LIVE = RunConfiguration(  # the small run that chapters make while they are executed: about two seconds of one core
+    vocabulary=32,
+    d_model=32,
+    d_ff=32,
+    dropout=0.0,
+    length=32,
+    batch=32,
+    epochs=4.0,
+    learning_rate=0.02,
+    warmup=20,
+    evaluate_every=32,
+    valid_tokens=2048,
+    measured_sequences=8,
+)
 
 
 @dataclass(frozen=True)
@@ -152,6 +169,14 @@ def perplexity_floor(tables: RunTables) -> float:
     """The least perplexity a model can reach on the corpus of these runs; NaN where its entropy is not known."""
     known = tables.summary["corpus_entropy"].dropna().unique()
     return math.exp(float(known[0])) if len(known) == 1 else math.nan
+
+
+def frequency_perplexity(tables: RunTables) -> float:
+    """Perplexity of who knows the word frequencies of the synthetic corpus alone; NaN on another corpus."""
+    if math.isnan(perplexity_floor(tables)):
+        return math.nan
+    frequencies = zipf_probabilities(int(tables.summary["corpus_words"].iloc[0]))
+    return math.exp(float(torch.special.entr(frequencies).sum()))
 
 
 def vocabulary_name(tables: RunTables) -> str:
