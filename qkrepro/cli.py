@@ -177,6 +177,21 @@ def sweep(
         raise typer.Exit(1)
 
 
+@app.command()
+def walk(
+    file: Annotated[
+        str, typer.Argument(help="Sweep file whose runs were trained, such as results/kappa-reduced.yaml.")
+    ],
+    data: Annotated[str | None, typer.Option(help="Folder with WikiText-2; default $QKREPRO_DATA.")] = None,
+    runs: Annotated[str, typer.Option(help="Folder in which the sweep trained: it holds the weights.")] = "runs",
+) -> None:
+    """Hold the tokens of trained models against the random walk of the theory, and keep the tables beside the sweep."""
+    from qkrepro.walk_records import write_walk_records
+
+    folder = write_walk_records(file, runs, data, say=typer.echo)
+    typer.echo(f"written to {folder}")
+
+
 def main() -> None:
     """Run the command; bad input is one line on stderr and exit code 2, never a traceback."""
     try:
