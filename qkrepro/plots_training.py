@@ -14,6 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from qkrepro.run_comparisons import mean_interval
+from qkrepro.run_findings import passes
 
 BASELINE_COLOUR = "0.25"
 EPOCHS = "passes over the text"
@@ -32,9 +33,8 @@ def kappa_label(kappa: float) -> str:
 
 
 def epoch_label(epoch: float) -> str:
-    """What a panel's title calls a moment of training: "start", "after 0.25 passes", "after 1 pass"."""
-    rounded = round(epoch, 2)
-    return "start" if rounded == 0 else f"after {rounded:g} pass" + "es" * (rounded != 1)
+    """What the title of a panel calls a moment of training: "start", "after 0.25 passes", "after 1 pass"."""
+    return "start" if epoch == 0 else f"after {passes(epoch)}"
 
 
 def label_empty(axis: Axes, text: str = "not run") -> None:
@@ -116,7 +116,7 @@ def plot_floor(floor: float, frequencies: float, axis: Axes) -> None:
     """Two dotted lines on an axis of perplexity: the least there is, and that of word frequencies alone."""
     for value, name in ((frequencies, "word frequencies alone"), (floor, "least there is")):
         axis.axhline(value, color="0.4", linestyle=":", linewidth=1.2)
-        where = {"xy": (0.99, value), "xycoords": ("axes fraction", "data"), "xytext": (0, 2)}
+        where: dict[str, Any] = {"xy": (0.99, value), "xycoords": ("axes fraction", "data"), "xytext": (0, 2)}
         axis.annotate(name, **where, textcoords="offset points", ha="right", va="bottom", fontsize=8, color="0.3")
     axis.set_ylim(0.92 * floor, 1.25 * max(frequencies, axis.get_ylim()[1] / 1.2))
 
@@ -141,25 +141,11 @@ def plot_spectra(eigenvalues: pd.DataFrame, axes: Any) -> None:
         axis.set_xlabel("Re λ")
 
 
-def spectrum_histogram(eigenvalues: pd.DataFrame, edges: Sequence[float]) -> pd.DataFrame:
-    """Share of eigenvalues by the size of their real part over training: kappa, epoch, left, right, share.
-
-    eigenvalues: kappa, epoch, real; all seeds of a kappa together. What lies outside the edges counts in the outermost.
-    """
-    inner = np.asarray(edges[1:-1], dtype=float)
-    rows = []
-    for keys, group in eigenvalues.groupby(["kappa", "epoch"]):
-        counts = np.bincount(np.searchsorted(inner, group["real"].to_numpy()), minlength=len(edges) - 1)
-        kappa, epoch = keys
-        shares = zip(edges[:-1], edges[1:], counts / len(group), strict=True)
-        rows += [{"kappa": kappa, "epoch": epoch, "left": a, "right": b, "share": share} for a, b, share in shares]
-    return pd.DataFrame(rows, columns=["kappa", "epoch", "left", "right", "share"])
-
-
 def plot_spectrum_over_time(histogram: pd.DataFrame, axes: Sequence[Axes]) -> QuadMesh:
     """The histogram of real parts over epochs as a map, one panel a kappa; returns a mesh for the colour bar.
 
-    histogram: as `spectrum_histogram` gives it. Colours are logarithmic; a cell without an eigenvalue is empty.
+    histogram: as `qkrepro.run_spectra.spectrum_histogram` gives it. Colours are logarithmic; a cell without an
+    eigenvalue is empty.
     """
     norm = LogNorm(max(float(histogram.loc[histogram["share"] > 0, "share"].min()), 1e-3), 1)
     for axis, (kappa, rows) in zip(axes, _by_kappa(histogram), strict=True):
@@ -175,6 +161,21 @@ def plot_spectrum_over_time(histogram: pd.DataFrame, axes: Sequence[Axes]) -> Qu
         axis.grid(False)
     axes[0].set_ylabel("Re λ")
     return mesh
+
+
+def plot_ranked(ranked: pd.DataFrame, axis: Axes) -> None:
+    """Sizes of eigenvalues from the largest to the smallest, a line a run, colours for kappa; logarithmic.
+
+    ranked: run, kappa, rank, size; runs of one head.
+    """
+    if ranked.empty:
+        return label_empty(axis)
+    for kappa, lines in _by_kappa(ranked):
+        for number, (_, line) in enumerate(lines.groupby("run")):
+            label = kappa_label(kappa) if number == 0 else None
+            axis.plot(line["rank"], line["size"], color=kappa_colour(kappa), linewidth=1.2, alpha=0.8, label=label)
+    axis.set(yscale="log", xlabel="rank of the eigenvalue", ylabel="|λ|")
+    return None
 
 
 def plot_heads(heads: pd.DataFrame, column: str, axis: Axes) -> None:
@@ -210,7 +211,7 @@ def _plain_log(axis: Axes) -> None:
     """A logarithmic axis whose few ticks read as plain numbers."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    steps = [step * 10.0**power for power in range(-3, 6) for step in (1, 1.5, 2, 3, 5, 7)]
+    steps = [step * 10.0**power for power in range(-3, 6) for step in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7)]
     axis.set_yticks([step for step in steps if low <= step <= high])
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())

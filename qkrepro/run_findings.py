@@ -16,6 +16,12 @@ def signed(value: float, digits: int = 2) -> str:
     return text.replace("-", "−") if float(text) else text[1:]
 
 
+def passes(epochs: float) -> str:
+    """A number of passes over the text: "0.25 passes", "1 pass"."""
+    rounded = round(float(epochs), 2)
+    return f"{rounded:g} pass" + "es" * (rounded != 1)
+
+
 def change(differences: Sequence[float], unit: str = "", digits: int = 2) -> str:
     """A mean difference over paired seeds with its 95% interval and what can be told from it.
 
@@ -77,6 +83,18 @@ def order_over_kappa(kappas: pd.DataFrame) -> str:
     return f"{'; '.join(told)}. Perplexity is least at κ = {means.idxmin():g} and largest at κ = {means.idxmax():g}"
 
 
+def course(means: pd.DataFrame, digits: int = 2) -> str:
+    """Where a mean over seeds starts, is largest and ends: "0.46 at the start, 7.1 at most (after 0.25 passes), ...".
+
+    means: epoch, estimate; one kappa.
+    """
+    if means.empty:
+        return NOT_RUN
+    first, most, last = means.iloc[0], means.sort_values("estimate").iloc[-1], means.iloc[-1]
+    start, top, end = (signed(row["estimate"], digits).lstrip("+") for row in (first, most, last))
+    return f"{start} at the start, {top} at most ({passes(most['epoch'])}), {end} in the end"
+
+
 def progress(sweep: SweepTables) -> str:
     """How much of a sweep is recorded, "6 of 15 runs", and the command for the rest."""
     done = len(sweep.summary)
@@ -85,6 +103,5 @@ def progress(sweep: SweepTables) -> str:
 
 
 def _at(row: pd.Series, unit: str) -> str:
-    epoch = round(float(row["epoch"]), 2)
     interval = f" ({signed(row['low'])} to {signed(row['high'])})" if row["low"] == row["low"] else ""
-    return f"{signed(row['estimate'])}{unit}{interval} after {epoch:g} pass{'es' * (epoch != 1)}"
+    return f"{signed(row['estimate'])}{unit}{interval} after {passes(row['epoch'])}"

@@ -29,17 +29,17 @@ MEASURED = (
 SUMMARY = ("best_update", "best_epoch", "test_loss", "test_perplexity", "corpus", "corpus_entropy", "corpus_words")
 CURVES = ("update", "epoch", "tokens", "train_loss", "penalty", "corpus", "corpus_entropy", "corpus_words")
 
-LIVE = RunConfiguration(  # the small run that chapters make while they are executed: about two seconds of one core
+LIVE = RunConfiguration(  # the small run that chapters make while they are executed: about a second of one core
     vocabulary=32,
     d_model=32,
     d_ff=32,
     dropout=0.0,
     length=32,
     batch=32,
-    epochs=4.0,
+    epochs=2.5,
     learning_rate=0.02,
-    warmup=20,
-    evaluate_every=32,
+    warmup=100,
+    evaluate_every=24,
     valid_tokens=2048,
     measured_sequences=8,
 )
