@@ -19,11 +19,14 @@ from typing import Any
 import yaml
 
 from qkrepro import __version__
-from qkrepro.claims import write_pages
+from qkrepro.claims import verdicts, write_pages
+from qkrepro.edition import write_front_page
 from qkrepro.errors import SiteError
 from qkrepro.figure_numbers import COMMITTED_PROFILE, book_root
 from qkrepro.interactive import write_interactive
 from qkrepro.notebooks import read_notebook
+from qkrepro.provenance import write_provenance
+from qkrepro.revision import book_revision, last_change
 from qkrepro.site_check import site_problems
 
 MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
@@ -77,7 +80,6 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     mathjax = work / "local" / "mathjax" / "tex-svg.js"
     mathjax.parent.mkdir(parents=True)
     shutil.copy2(str(distribution("sphinx-mathjax-offline").locate_file(MATHJAX)), mathjax)
-    write_interactive(work)
     config = configuration(root, profile)
     if not (work / "book" / "references.bib").is_file():
         config.pop("bibtex_bibfiles")
@@ -88,6 +90,9 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
         raise SiteError(f"_toc.yml names {', '.join(missing)}; allowed: pages that are there (or use --draft)")
     _drop(toc, missing)
     (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
+    write_interactive(work)
+    write_provenance(root, work, profile)
+    write_front_page(root, work, verdicts())
     return [page for page in _pages(toc) if page not in missing]
 
 
@@ -107,9 +112,10 @@ def configuration(root: Path, profile: str) -> dict[str, Any]:
     """`_config.yml` with the revision in the footer and, when the repository is public, the buttons that lead to it."""
     config: dict[str, Any] = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     html = config["html"]
-    built = time.strftime("%Y-%m-%d", time.gmtime(_last_change(root)))
     shown = "" if profile == COMMITTED_PROFILE else f" Rendered at profile <b>{profile}</b>: no verdict rests on it."
-    html["extra_footer"] = f"<p>Version {__version__}, revision {_revision(root)}, last changed {built}.{shown}</p>"
+    html["extra_footer"] = (
+        f"<p>Version {__version__}, revision {book_revision(root)}, last changed {last_change(root)}.{shown}</p>"
+    )
     config["bibtex_bibfiles"] = ["book/references.bib"]
     url = (config["repository"].get("url") or "").rstrip("/")
     if not url:
@@ -179,19 +185,3 @@ def _source(work: Path, page: str) -> Path | None:
     return next(
         (work / f"{page}{suffix}" for suffix in (".md", ".ipynb") if (work / f"{page}{suffix}").is_file()), None
     )
-
-
-def _revision(root: Path) -> str:
-    return _git(root, "describe", "--always", "--dirty") or "unknown (not a git checkout)"
-
-
-def _last_change(root: Path) -> float:
-    return float(_git(root, "log", "-1", "--format=%ct") or time.time())
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
