@@ -35,6 +35,21 @@ def _options(
 
 
 @app.command()
+def archive(
+    out: Annotated[Path | None, typer.Option(help="File to write; default _build/qkrepro-records-VERSION.zip.")] = None,
+) -> None:
+    """Put all records, with a digest of every file, into one archive; equal records give equal bytes."""
+    from qkrepro.archive import write_archive
+    from qkrepro.figure_numbers import book_root
+
+    written = write_archive(book_root(), out)
+    for folder in written.unfinished:
+        typer.echo(f"left out, not finished: {folder}")
+    size = written.path.stat().st_size / 1e6
+    typer.echo(f"{written.path}: {written.records} records, {size:.1f} MB, SHA-256 {written.digest}")
+
+
+@app.command()
 def claims(
     write: Annotated[
         bool, typer.Option("--write", help="Store the verdicts and write the pages made of them.")
