@@ -5,6 +5,11 @@ Modules, from the bottom up: `errors`; the mathematics `spectrum`, `initialisati
 `pretrained`, `claims`, `plots`, `execution`, `cli`. Nothing is imported here, so that `import qkrepro` costs nothing.
 """
 
-from importlib.metadata import version
 
-__version__ = version("qkrepro")
+def __getattr__(name: str) -> str:
+    """`__version__`, read from the installed package when it is asked for."""
+    if name != "__version__":
+        raise AttributeError(f"module 'qkrepro' has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("qkrepro")

@@ -1,34 +1,19 @@
-"""A layer's query and key weights with all that acts between them and the logits: the parts of an attention head.
+"""One attention head as tensors: its query and key weights and its logits, with all that acts between them.
 
     logit(query at n, key at m) = c · ((gain_q ⊙ q̂) ᵀ R(m − n) (gain_k ⊙ k̂)),  q = w_q x + b_q,  k = w_k x + b_k
 
-with the model's multiplier c, the rotation R of rotary positions, and q̂ = q divided by its root mean square where the
-model normalises queries and keys. Each part is absent (None) where the model has none.
+in the notation of `attention_layers`, which says what the parts are.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from qkrepro.attention_layers import InputNorm, QKLayer, QKNorm
 from qkrepro.rotary import Rotary
-
-
-@dataclass(frozen=True)
-class QKNorm:
-    """Normalisation of queries and keys: each divided by its root mean square, then multiplied by a gain (d_head,)."""
-
-    gain_q: Tensor
-    gain_k: Tensor
-    eps: float
-
-
-@dataclass(frozen=True)
-class InputNorm:
-    """The normalisation that x has gone through: gain (d_model,) and bias (d_model,) or None."""
-
-    gain: Tensor
-    bias: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -68,84 +53,32 @@ class QKHead:
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
 
-@dataclass(frozen=True)
-class QKLayer:
-    """All heads of a layer. w_q: (heads, d_head, d_model), w_k: (kv_heads, d_head, d_model), in the file's precision.
-
-    Query head h reads key head h // (heads / kv_heads). Other fields as in QKHead; b_q (heads, d_head), b_k
-    (kv_heads, d_head), float64. Whatever computes with the weights makes them float64 first.
-    """
-
-    layer: int
-    w_q: Tensor
-    w_k: Tensor
-    b_q: Tensor | None
-    b_k: Tensor | None
-    multiplier: float
-    part: str = ""
-    softcap: float | None = None
-    rotary: Rotary | None = None
-    qk_norm: QKNorm | None = None
-    input_norm: InputNorm | None = None
-
-    @property
-    def heads(self) -> int:
-        """Number of query heads."""
-        return self.w_q.shape[0]
-
-    @property
-    def group(self) -> int:
-        """Query heads that share one key head."""
-        return self.w_q.shape[0] // self.w_k.shape[0]
-
-    def head(self, index: int) -> QKHead:
-        """One head of the layer, with the key weights that it reads."""
-        key = index // self.group
-        return QKHead(
-            layer=self.layer,
-            head=index,
-            w_q=self.w_q[index].double(),
-            w_k=self.w_k[key].double(),
-            b_q=None if self.b_q is None else self.b_q[index],
-            b_k=None if self.b_k is None else self.b_k[key],
-            **{name: getattr(self, name) for name in SHARED_FIELDS},
-        )
-
-    def folded(self) -> "QKLayer":
-        """The same layer with the gain of the input's normalisation folded into w_q and w_k, its bias into b_q and b_k.
-
-        The logits of x̂ (normalised, without gain and bias) are then those of gain ⊙ x̂ + bias in the layer as it was.
-        """
-        if self.input_norm is None:
-            return self
-        gain, bias = self.input_norm.gain, self.input_norm.bias
-        b_q, b_k = _moved(self.w_q, self.b_q, bias), _moved(self.w_k, self.b_k, bias)
-        w_q, w_k = self.w_q.double() * gain, self.w_k.double() * gain
-        return replace(self, w_q=w_q, w_k=w_k, b_q=b_q, b_k=b_k, input_norm=None)
-
-    def core(self, distance: float = 0, *, gains: bool = False) -> Tensor | None:
-        """C (d_head, d_head) in W = w_qᵀ C w_k for a key `distance` tokens before the query; None for the identity.
-
-        C is the rotation of rotary positions; with gains=True also the gains of query-key normalisation.
-        """
-        core = None
-        if self.rotary is not None and (distance != 0 or self.rotary.scaling != 1):
-            core = self.rotary.rotation(distance, self.w_q.shape[1])
-        if gains and self.qk_norm is not None:
-            core = torch.eye(self.w_q.shape[1], dtype=torch.float64) if core is None else core
-            core = self.qk_norm.gain_q[:, None] * core * self.qk_norm.gain_k
-        return core
+def head_of_layer(layer: QKLayer, index: int) -> QKHead:
+    """One head of a layer, in tensors of its own, with the key weights that it reads."""
+    key, qk_norm, input_norm = index // layer.group, layer.qk_norm, layer.input_norm
+    if qk_norm is not None:
+        qk_norm = QKNorm(torch.from_numpy(qk_norm.gain_q), torch.from_numpy(qk_norm.gain_k), qk_norm.eps)
+    if input_norm is not None:
+        bias = None if input_norm.bias is None else torch.from_numpy(input_norm.bias)
+        input_norm = InputNorm(torch.from_numpy(input_norm.gain), bias)
+    return QKHead(
+        layer=layer.layer,
+        head=index,
+        w_q=_double(layer.w_q[index]),
+        w_k=_double(layer.w_k[key]),
+        b_q=None if layer.b_q is None else _double(layer.b_q[index]),
+        b_k=None if layer.b_k is None else _double(layer.b_k[key]),
+        multiplier=layer.multiplier,
+        part=layer.part,
+        softcap=layer.softcap,
+        rotary=layer.rotary,
+        qk_norm=qk_norm,
+        input_norm=input_norm,
+    )
 
 
-SHARED_FIELDS = ("multiplier", "part", "softcap", "rotary", "qk_norm", "input_norm")
-
-
-def _moved(w: Tensor, b: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """Bias of a projection (heads, d_head) after the bias of its input has been moved into it."""
-    if bias is None:
-        return b
-    moved: Tensor = w.double() @ bias  # (heads, d_head)
-    return moved if b is None else b + moved
+def _double(values: NDArray[np.floating]) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
 
 
 def rms_normalised(x: Tensor, eps: float) -> Tensor:
@@ -157,8 +90,9 @@ def rms_normalised(x: Tensor, eps: float) -> Tensor:
 def _rotary_logits(q: Tensor, k: Tensor, rotary: Rotary, positions: Tensor | None) -> Tensor:
     """qᵀ R(m − n) k for every pair, by rotating queries and keys to their own positions."""
     length, d_head = q.shape[-2:]
-    positions = torch.arange(length) if positions is None else positions
-    turns = torch.stack([rotary.rotation(-float(p), d_head) / rotary.scaling for p in positions])  # (T, d_head, d_head)
+    places = range(length) if positions is None else positions.tolist()
+    rotations = np.stack([rotary.rotation(-float(place), d_head) / rotary.scaling for place in places])
+    turns = torch.from_numpy(rotations)  # (T, d_head, d_head)
     rotated_q, rotated_k = (turns @ q[..., None])[..., 0], (turns @ k[..., None])[..., 0]
     logits: Tensor = rotated_q @ rotated_k.mT
     return logits

@@ -1,26 +1,31 @@
 """Files of weights: read single tensors from safetensors and PyTorch files without loading the model.
 
 The safetensors reader is our own so that a header is checked before it is believed and no page of the file stays
-mapped: a tensor is read into memory of its own, and nothing else is. PyTorch files are opened with
-`weights_only=True` alone. Nothing here knows what an attention head is.
+mapped: a tensor is read into memory of its own, and nothing else is. It comes as a NumPy array, or as a tensor where
+one is asked for; PyTorch is imported then, and for its own files (`torch_files`). Nothing here knows what an attention
+head is.
 """
+
+from __future__ import annotations
 
 import json
 import math
 import os
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from qkrepro.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what weights may be
 BITS = {
     **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
     **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F4": 4},
@@ -61,52 +66,44 @@ class SafetensorsFile:
 
     def read(self, name: str) -> Tensor:
         """The tensor in the file's own precision; raises CheckpointError for anything but F64, F32, F16 and BF16."""
+        import torch
+
+        entry, data = self.entries[name], self._bytes(name)
+        tensor = torch.empty(entry.shape, dtype=getattr(torch, FLOATS[entry.dtype]))
+        if len(data):  # PyTorch views no bytes of an empty tensor
+            tensor.view(-1).view(torch.uint8).copy_(torch.from_numpy(data))
+        return tensor
+
+    def array(self, name: str) -> NDArray[Any]:
+        """As `read`, for NumPy, which does not know bfloat16: that becomes float32, exactly."""
+        entry, data = self.entries[name], self._bytes(name)
+        if entry.dtype != "BF16":
+            return data.view(FLOATS[entry.dtype]).reshape(entry.shape)
+        wide = np.zeros(len(data), np.uint16)  # a float32 for each, whose upper half are the bits of the bfloat16
+        wide[1::2] = data.view(np.uint16)
+        return wide.view(np.float32).reshape(entry.shape)
+
+    def _bytes(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a floating-point tensor."""
         entry = self.entries[name]
         if entry.dtype not in FLOATS:
             raise CheckpointError(f"{self.path}: {name} is {entry.dtype}; allowed: {', '.join(FLOATS)}")
-        data = torch.empty(entry.shape, dtype=FLOATS[entry.dtype])
-        if data.numel():
-            view = data.view(-1).view(torch.uint8).numpy().data
-            with _open(self.path) as file:
-                file.seek(entry.begin)
-                if file.readinto(view) != len(view):
-                    raise CheckpointError(f"{self.path}: {name} is cut off; the file has changed while it was read")
+        data = np.empty(entry.end - entry.begin, np.uint8)
+        with _open(self.path) as file:
+            file.seek(entry.begin)
+            if file.readinto(data.data) != len(data):
+                raise CheckpointError(f"{self.path}: {name} is cut off; the file has changed while it was read")
         return data
 
 
-class TorchFile:
-    """The tensors of one file of torch.save, opened with weights_only=True and mapped rather than loaded."""
+class WeightFile(Protocol):
+    """A file of named tensors: SafetensorsFile, or TorchFile of `torch_files`."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file; raises CheckpointError when it is damaged or holds anything but tensors and plain values."""
-        self.path = path
-        self.tensors = dict(_tensors(_load_torch(path)))
-        for name in self.tensors:
-            check_name(path, name)
-        if not self.tensors:
-            raise CheckpointError(f"{path}: no tensors found; allowed: a state dict as torch.save writes it")
-
-    def names(self) -> list[str]:
-        """Names of the tensors, in the order of the state dict."""
-        return list(self.tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return tuple(self.tensors[name].shape)
-
-    def dtype(self, name: str) -> str:
-        """Dtype of a tensor in PyTorch's words, as float32."""
-        return str(self.tensors[name].dtype).removeprefix("torch.")
-
-    def read(self, name: str) -> Tensor:
-        """A copy of the tensor in the file's own precision; CheckpointError unless it is floating point."""
-        tensor = self.tensors[name]
-        if tensor.dtype not in FLOATS.values():
-            raise CheckpointError(f"{self.path}: {name} is {self.dtype(name)}; allowed: {', '.join(FLOATS)}")
-        return tensor.detach().clone()
-
-
-WeightFile = SafetensorsFile | TorchFile
+    def names(self) -> list[str]: ...  # noqa: D102
+    def shape(self, name: str) -> tuple[int, ...]: ...  # noqa: D102
+    def dtype(self, name: str) -> str: ...  # noqa: D102
+    def read(self, name: str) -> Tensor: ...  # noqa: D102
+    def array(self, name: str) -> NDArray[Any]: ...  # noqa: D102
 
 
 class Checkpoint:
@@ -131,6 +128,10 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """The tensor in the file's own precision."""
         return self._files[name].read(name)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The tensor as a NumPy array in the file's own precision, bfloat16 as float32."""
+        return self._files[name].array(name)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -257,6 +258,8 @@ def _open_weights(path: Path) -> WeightFile:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     if path.suffix in (".bin", ".pt", ".pth"):
+        from qkrepro.torch_files import TorchFile
+
         return TorchFile(path)
     raise CheckpointError(f"{path}: ends in {path.suffix!r}; allowed: .safetensors, .bin, .pt, .pth or a folder")
 
@@ -277,28 +280,6 @@ def _shards(index: Path) -> Iterator[tuple[str, WeightFile]]:
         if name not in files[shard].names():
             raise CheckpointError(f"{index}: {name} is not in {shard}")
         yield name, files[shard]
-
-
-def _load_torch(path: Path) -> Any:
-    """What a file of torch.save holds; mapped when its format allows it."""
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before PyTorch 1.6 cannot be mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused, not tensors and plain values alone, or damaged") from error
-    except Exception as error:  # a damaged pickle can raise any of a dozen kinds
-        raise CheckpointError(f"{path}: not a file of torch.save, or damaged ({one_line(error)})") from error
-
-
-def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a state dict, also of one that a trainer has put under `state_dict` or `model`."""
-    if isinstance(content, Mapping):
-        for key in ("state_dict", "model_state_dict", "model"):
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-        yield from ((str(name), value) for name, value in content.items() if isinstance(value, Tensor))
 
 
 def _open(path: Path) -> Any:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from qkrepro import __version__
 from qkrepro.errors import QKReproError
 
 app = typer.Typer(
@@ -21,6 +20,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from qkrepro import __version__
+
         typer.echo(f"qkrepro {__version__}")
         raise typer.Exit
 

@@ -1,11 +1,13 @@
 """The package's own errors and the checks that raise them: a message names the argument, its value, what is allowed."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # PyTorch takes a second to import, and not every command needs it
+    from torch import Tensor
 
 
 class QKReproError(ValueError):
@@ -42,6 +44,8 @@ class SiteError(QKReproError):
 
 def check_finite(name: str, value: Tensor) -> None:
     """Raise ArgumentError when a tensor holds a NaN or an infinity."""
+    import torch
+
     if bool(torch.isfinite(value.sum())):  # one pass without a copy: a finite sum has finite terms
         return
     if not bool(torch.isfinite(value).all()):

@@ -7,11 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from torch import Tensor
+from numpy.typing import NDArray
 
 from qkrepro.plots import use_style
 
@@ -142,7 +141,7 @@ def plot_head_maps(heads: pd.DataFrame, quantities: Mapping[str, str], axes: Any
         ax.grid(False)
 
 
-def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[Tensor]) -> Figure:
+def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.complex128]]) -> Figure:
     """The figure of `qkrepro spectrum --plot`: heads as a layer × head map, and their spectra in the complex plane.
 
     table: as `spectrum_table` gives it; with several distances or parts the map shows the first of them.
@@ -170,9 +169,9 @@ def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[Tensor]) -> Figur
     return figure
 
 
-def _spectra(ax: Axes, table: pd.DataFrame, eigenvalues: Sequence[Tensor]) -> None:
+def _spectra(ax: Axes, table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.complex128]]) -> None:
     """All eigenvalues over their head's ‖W‖_F in the complex plane; the axes leave out the outermost 0.5%."""
-    scaled = torch.cat(list(eigenvalues)).numpy() / table["frobenius"].to_numpy()[:, None]  # (rows, d_head)
+    scaled = np.concatenate(list(eigenvalues)) / table["frobenius"].to_numpy()[:, None]  # (rows, d_head)
     layer = np.repeat(table["layer"].to_numpy(), scaled.shape[1])
     real, imag = scaled.real.ravel(), scaled.imag.ravel()
     shown = ax.scatter(real, imag, c=layer, s=4, cmap="viridis", linewidths=0, rasterized=True, alpha=0.7)

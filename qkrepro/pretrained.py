@@ -7,18 +7,26 @@ Which names, packing and multiplier an architecture has is in `families`, where 
 are read in `checkpoint_files`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from qkrepro.attention_heads import InputNorm, QKHead, QKLayer, QKNorm
+from qkrepro.attention_layers import InputNorm, QKLayer, QKNorm
 from qkrepro.errors import ArgumentError, CheckpointError
 from qkrepro.rotary import rotary_of_layer
 from qkrepro.towers import Tower, open_towers
+
+if TYPE_CHECKING:  # imported by those who ask for tensors or data frames: reading needs neither
+    import pandas as pd
+    from torch import Tensor
+
+    from qkrepro.attention_heads import QKHead
 
 
 def qk_weights(path: str | Path, layers: Iterable[int] | None = None) -> Iterator[tuple[int, int, Tensor, Tensor]]:
@@ -44,7 +52,7 @@ def qk_heads(path: str | Path, layers: Iterable[int] | None = None) -> Iterator[
 
 
 def qk_layers(path: str | Path, layers: Iterable[int] | None = None) -> Iterator[QKLayer]:
-    """Yield each layer of a checkpoint with all its heads; arguments and errors as in `qk_weights`."""
+    """Yield each layer of a checkpoint with all its heads, in NumPy arrays; arguments and errors as in `qk_weights`."""
     towers = open_towers(path)
     wanted = None if layers is None else list(layers)
     for tower in towers:
@@ -102,16 +110,15 @@ def read_layer(tower: Tower, layer: int) -> QKLayer:
     w_q, w_k = _projections(tower, layer, "weight", (sizes.d_model,))
     biased = _has(tower, tower.naming.query, "bias", layer)
     b_q, b_k = _projections(tower, layer, "bias", ()) if biased else (None, None)
-    extremes = torch.stack([*torch.aminmax(w_q), *torch.aminmax(w_k)])  # a NaN anywhere makes them NaN
-    if not bool(torch.isfinite(extremes).all()):
+    if not (_finite(w_q) and _finite(w_k)):
         raise CheckpointError(f"{tower.checkpoint.path}: layer {layer} has non-finite query or key weights")
     softcap = _positive(tower, "attn_logit_softcapping", None) if tower.family.softcap else None
     return QKLayer(
         layer=layer,
         w_q=w_q,
         w_k=w_k,
-        b_q=None if b_q is None else b_q.double(),
-        b_k=None if b_k is None else b_k.double(),
+        b_q=None if b_q is None else b_q.astype(np.float64),
+        b_k=None if b_k is None else b_k.astype(np.float64),
         multiplier=_multiplier(tower, layer),
         part=tower.part.name,
         softcap=softcap,
@@ -121,22 +128,27 @@ def read_layer(tower: Tower, layer: int) -> QKLayer:
     )
 
 
-def _projections(tower: Tower, layer: int, kind: str, tail: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _finite(w: NDArray[Any]) -> bool:
+    """Whether all weights (heads, d_head, d_model) are finite; a NaN makes both extremes NaN."""
+    return all(bool(np.isfinite(head.min()) and np.isfinite(head.max())) for head in w)
+
+
+def _projections(tower: Tower, layer: int, kind: str, tail: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Query and key weights (or biases) of a layer, (heads, d_head, *tail) and (kv_heads, d_head, *tail)."""
     sizes, naming = tower.sizes, tower.naming
     q_rows, k_rows = sizes.heads * sizes.d_head, sizes.kv_heads * sizes.d_head
     if naming.layout == "separate":
         q = _read(tower, naming.query, kind, layer, (q_rows, *tail))
         k = _read(tower, naming.key, kind, layer, (k_rows, *tail))
-        return q.view(sizes.heads, -1, *tail), k.view(sizes.kv_heads, -1, *tail)
+        return q.reshape(sizes.heads, -1, *tail), k.reshape(sizes.kv_heads, -1, *tail)
     transposed = naming.transposed and bool(tail)
     packed = _read(tower, naming.query, kind, layer, (*tail, 3 * q_rows) if transposed else (3 * q_rows, *tail))
-    packed = packed.mT if transposed else packed  # (3 heads d_head, *tail)
+    packed = packed.T if transposed else packed  # (3 heads d_head, *tail)
     if naming.layout == "thirds":
-        q, k = packed[:q_rows].contiguous(), packed[q_rows : 2 * q_rows].contiguous()
-        return q.view(sizes.heads, -1, *tail), k.view(sizes.heads, -1, *tail)
-    by_head = packed.view(sizes.heads, 3, sizes.d_head, *tail)  # query, key, value, head by head
-    return by_head[:, 0].contiguous(), by_head[:, 1].contiguous()
+        q, k = packed[:q_rows], packed[q_rows : 2 * q_rows]
+        return q.reshape(sizes.heads, -1, *tail), k.reshape(sizes.heads, -1, *tail)
+    by_head = packed.reshape(sizes.heads, 3, sizes.d_head, *tail)  # query, key, value, head by head
+    return by_head[:, 0], by_head[:, 1]
 
 
 def _qk_norm(tower: Tower, layer: int) -> QKNorm | None:
@@ -144,7 +156,7 @@ def _qk_norm(tower: Tower, layer: int) -> QKNorm | None:
     if tower.family.qk_norm is None:
         return None
     gains = [
-        _read(tower, name, "weight", layer, (tower.sizes.d_head,)).double() + tower.family.qk_gain_offset
+        _read(tower, name, "weight", layer, (tower.sizes.d_head,)).astype(np.float64) + tower.family.qk_gain_offset
         for name in tower.family.qk_norm
     ]
     return QKNorm(gains[0], gains[1], _positive(tower, "rms_norm_eps", 1e-6) or 0.0)
@@ -159,8 +171,10 @@ def _input_norm(tower: Tower, layer: int) -> InputNorm | None:
     shape = (tower.sizes.d_model,)
     for gain, bias in (("weight", "bias"), ("gamma", "beta")):
         if _has(tower, name, gain, layer):
-            shift = _read(tower, name, bias, layer, shape).double() if _has(tower, name, bias, layer) else None
-            return InputNorm(_read(tower, name, gain, layer, shape).double() + norm.gain_offset, shift)
+            shift = (
+                _read(tower, name, bias, layer, shape).astype(np.float64) if _has(tower, name, bias, layer) else None
+            )
+            return InputNorm(_read(tower, name, gain, layer, shape).astype(np.float64) + norm.gain_offset, shift)
     return None
 
 
@@ -193,12 +207,12 @@ def _has(tower: Tower, template: str, kind: str, layer: int) -> bool:
     return _name(tower, template, kind, layer) in tower.names
 
 
-def _read(tower: Tower, template: str, kind: str, layer: int, shape: tuple[int, ...]) -> Tensor:
-    """A tensor in the file's precision; CheckpointError unless it is there with this shape."""
+def _read(tower: Tower, template: str, kind: str, layer: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A tensor as an array in the file's precision; CheckpointError unless it is there with this shape."""
     checkpoint, name = tower.checkpoint, _name(tower, template, kind, layer)
     if name not in tower.names:
         raise CheckpointError(f"{checkpoint.path}: {name} is missing")
     found = checkpoint.shape(tower.names[name])
     if found != shape:
         raise CheckpointError(f"{checkpoint.path}: {name} has shape {found}; config.json asks for {shape}")
-    return checkpoint.read(tower.names[name])
+    return checkpoint.array(tower.names[name])

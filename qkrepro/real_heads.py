@@ -8,11 +8,12 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from qkrepro.head_products import head_products, products_in_covariance, random_products
+from qkrepro.head_products import Array, head_products, products_in_covariance, random_products
 from qkrepro.intervals import spearman_interval
 from qkrepro.minilm import LayerView, layer_views
 from qkrepro.pretrained import qk_layers
@@ -37,14 +38,14 @@ def measured_heads(folder: Path, windows: list[Tensor]) -> pd.DataFrame:
         own = products_in_covariance(layer.w_q, layer.w_k, covariance(tokens))
         walk = products_in_covariance(layer.w_q, layer.w_k, increment_covariance(tokens))
         index, centre, level = localization_of(walk.trace(), walk.trace_sq(), walk.frobenius_sq(), 1 / scale)
-        columns = _attended(seen) | {
+        columns: dict[str, Tensor | Array] = {**_attended(seen)} | {
             "trace_cov": scale * own.trace(),
-            "frobenius_cov": scale * own.frobenius_sq().sqrt(),
+            "frobenius_cov": scale * np.sqrt(own.frobenius_sq()),
             "index": index,
             "centre": centre,
             "level": level,
             "trace": scale * plain.trace(),
-            "frobenius": scale * plain.frobenius_sq().sqrt(),
+            "frobenius": scale * np.sqrt(plain.frobenius_sq()),
             "spectral_norm": scale * plain.spectral_norm(),
             "relative_variance": relative_variance(plain.eigenvalues()),
         }
@@ -73,7 +74,7 @@ def spectra(folder: Path) -> pd.DataFrame:
     frames = []
     for layer in qk_layers(folder):
         products = head_products(layer.w_q, layer.w_k)
-        values = products.eigenvalues() / products.frobenius_sq().sqrt()[:, None]  # (heads, d_head)
+        values = products.eigenvalues() / np.sqrt(products.frobenius_sq())[:, None]  # (heads, d_head)
         for head, row in enumerate(values):
             frame = pd.DataFrame({"real": row.real.tolist(), "imag": row.imag.tolist()}).sort_values(["real", "imag"])
             frames.append(frame.assign(layer=layer.layer, head=head))
@@ -83,10 +84,9 @@ def spectra(folder: Path) -> pd.DataFrame:
 def random_spectra(d_head: int, d_model: int, draws: int, seed: int) -> pd.DataFrame:
     """Eigenvalues over ‖W‖_F of random heads of the same shape, one row an eigenvalue: draw, real, imag."""
     products = random_products(d_head, d_model, draws, seed)
-    values = products.eigenvalues() / products.frobenius_sq().sqrt()[:, None]  # (draws, d_head)
-    draw = torch.arange(draws)[:, None].expand_as(values)
-    flat = {"draw": draw.flatten(), "real": values.real.flatten(), "imag": values.imag.flatten()}
-    return pd.DataFrame({name: value.tolist() for name, value in flat.items()})
+    values = products.eigenvalues() / np.sqrt(products.frobenius_sq())[:, None]  # (draws, d_head)
+    draw = np.repeat(np.arange(draws), d_head)
+    return pd.DataFrame({"draw": draw, "real": values.real.ravel(), "imag": values.imag.ravel()})
 
 
 def correlations(

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from qkrepro.errors import CheckpointError
 
+Array = NDArray[np.float64]
 # rope types whose frequencies follow from config.json alone; `dynamic` changes them only beyond the trained length
 KNOWN = ("default", "linear", "dynamic", "llama3", "yarn")
 
@@ -23,16 +24,16 @@ KNOWN = ("default", "linear", "dynamic", "llama3", "yarn")
 class Rotary:
     """Frequencies of one layer: (n/2,) float64, radians a token, for the first n of the d_head dimensions."""
 
-    frequencies: Tensor
+    frequencies: Array
     scaling: float = 1.0  # multiplies the rotated queries and keys alike (yarn)
 
-    def rotation(self, distance: float, d_head: int) -> Tensor:
+    def rotation(self, distance: float, d_head: int) -> Array:
         """The matrix R with logit = qᵀ R k for a key `distance` tokens before the query; float64, (d_head, d_head)."""
         n, half = 2 * len(self.frequencies), len(self.frequencies)
         angle = distance * self.frequencies  # (n/2,)
-        cos, sin = angle.cos(), angle.sin()
-        first = torch.arange(half)
-        matrix = torch.eye(d_head, dtype=torch.float64)
+        cos, sin = np.cos(angle), np.sin(angle)
+        first = np.arange(half)
+        matrix = np.eye(d_head)
         matrix[:n, :n] = 0
         matrix[first, first] = matrix[first + half, first + half] = cos * self.scaling**2
         matrix[first, first + half] = sin * self.scaling**2
@@ -40,6 +41,7 @@ class Rotary:
         return matrix
 
 
+@np.errstate(all="ignore")  # numbers that are not finite are refused below
 def rotary_of_layer(config: Mapping[str, Any], layer: int, d_head: int) -> Rotary:
     """Rotary parameters of a layer from a model's config.json, in the present and in the older spelling.
 
@@ -54,9 +56,9 @@ def rotary_of_layer(config: Mapping[str, Any], layer: int, d_head: int) -> Rotar
             raise CheckpointError(f"config.json: rope type is {kind!r:.40}; allowed: {', '.join(KNOWN)}")
         if not (base > 0 and 0 <= dim <= d_head and dim % 2 == 0):
             raise ValueError(f"base {base} and {dim} of {d_head} dimensions")
-        plain = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / max(dim, 1))  # (n/2,)
+        plain = base ** (-np.arange(0, dim, 2) / max(dim, 1))  # (n/2,)
         frequencies, scaling = _scaled(kind, plain, rope, config, base)
-        if not (bool(torch.isfinite(frequencies).all()) and math.isfinite(scaling)):
+        if not (bool(np.isfinite(frequencies).all()) and math.isfinite(scaling)):
             raise ValueError("not finite")
     except CheckpointError:
         raise
@@ -90,8 +92,8 @@ def layer_type(config: Mapping[str, Any], layer: int) -> str:
 
 
 def _scaled(
-    kind: str, plain: Tensor, rope: Mapping[str, Any], config: Mapping[str, Any], base: float
-) -> tuple[Tensor, float]:
+    kind: str, plain: Array, rope: Mapping[str, Any], config: Mapping[str, Any], base: float
+) -> tuple[Array, float]:
     """Frequencies and scaling of a rope type from the plain frequencies base^(−2j/n)."""
     if kind == "linear":
         return plain / float(rope["factor"]), 1.0
@@ -102,15 +104,15 @@ def _scaled(
     return plain, 1.0
 
 
-def _llama3(plain: Tensor, rope: Mapping[str, Any]) -> Tensor:
+def _llama3(plain: Array, rope: Mapping[str, Any]) -> Array:
     """Llama 3.1: long waves are slowed by `factor`, short ones kept, those between interpolated."""
     factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = float(rope["original_max_position_embeddings"]) * plain / (2 * math.pi)  # in the trained length
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    kept = ((turns - low) / (high - low)).clip(0, 1)
     return plain * (kept + (1 - kept) / factor)
 
 
-def _yarn(plain: Tensor, rope: Mapping[str, Any], config: Mapping[str, Any], base: float) -> tuple[Tensor, float]:
+def _yarn(plain: Array, rope: Mapping[str, Any], config: Mapping[str, Any], base: float) -> tuple[Array, float]:
     """YaRN (arXiv 2309.00071), as `transformers` computes it."""
     length, n = float(rope["original_max_position_embeddings"]), 2 * len(plain)
     factor = float(rope.get("factor") or config["max_position_embeddings"] / length)
@@ -122,7 +124,7 @@ def _yarn(plain: Tensor, rope: Mapping[str, Any], config: Mapping[str, Any], bas
     if rope.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, n - 1)
-    ramp = ((torch.arange(len(plain), dtype=torch.float64) - low) / (max(high - low, 0.001))).clamp(0, 1)
+    ramp = ((np.arange(len(plain)) - low) / max(high - low, 0.001)).clip(0, 1)
     return plain * (1 - ramp + ramp / factor), _yarn_scaling(rope, factor)
 
 

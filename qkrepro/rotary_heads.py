@@ -8,10 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from qkrepro.head_products import head_products
+from qkrepro.head_products import Array, head_products
 from qkrepro.rotary import Rotary, rotary_of_layer
 
 
@@ -46,7 +44,7 @@ def rotary_trace(
     for kind, (w_q, w_k) in _heads(d_head, d_model, seed).items():
         products = head_products(w_q, w_k)
         traces = [products.between(rotary.rotation(distance, d_head)).trace() for distance in distances]
-        rows += [(kind, float(at), float(trace) / d_head) for at, trace in zip(distances, traces, strict=True)]
+        rows += [(kind, float(at), trace.item() / d_head) for at, trace in zip(distances, traces, strict=True)]
     between = sorted({*distances, *np.geomspace(0.1, max(*distances, 1), 300).tolist()})
     rows += [("closed form", float(at), concentrated_trace(rotary, at) / d_head) for at in between]
     return pd.DataFrame(rows, columns=["kind", "distance", "share"])
@@ -54,14 +52,13 @@ def rotary_trace(
 
 def concentrated_trace(rotary: Rotary, distance: float) -> float:
     """tr W(Δ) = 2 Σ_j cos(Δ f_j) of the head whose W is a projection of rank 2 · (number of frequencies)."""
-    return float(2 * (distance * rotary.frequencies).cos().sum())
+    return float(2 * np.cos(distance * rotary.frequencies).sum())
 
 
-def _heads(d_head: int, d_model: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _heads(d_head: int, d_model: int, seed: int) -> dict[str, tuple[Array, Array]]:
     """w_q and w_k, (1, d_head, d_model), of both heads, scaled to ‖W‖_F = √d_head."""
     generator = np.random.default_rng(seed)
     rows = np.linalg.qr(generator.standard_normal((d_model, d_head)))[0].T  # orthonormal, (d_head, d_model)
-    w_q, w_k = (torch.from_numpy(generator.standard_normal((1, d_head, d_model))) for _ in range(2))
-    scale = (d_head**0.5 / head_products(w_q, w_k).frobenius_sq().sqrt()).item()
-    same = torch.from_numpy(np.ascontiguousarray(rows))[None]
-    return {"concentrated": (same, same), "random": (w_q * scale, w_k)}
+    w_q, w_k = (generator.standard_normal((1, d_head, d_model)) for _ in range(2))
+    scale = (d_head / head_products(w_q, w_k).frobenius_sq().item()) ** 0.5
+    return {"concentrated": (rows[None], rows[None]), "random": (w_q * scale, w_k)}

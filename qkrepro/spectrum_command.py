@@ -2,42 +2,26 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
-from torch import Tensor
-from tqdm import tqdm
+import numpy as np
+from numpy.typing import NDArray
 
-from qkrepro.attention_heads import QKLayer
+from qkrepro.attention_layers import QKLayer
 from qkrepro.errors import ArgumentError, check_choice
 from qkrepro.pretrained import chosen_layers, read_layer
-from qkrepro.spectrum_table import TableOptions, layer_tables
+from qkrepro.spectrum_table import Chance, Columns, TableOptions, joined, layer_tables
+from qkrepro.spectrum_text import columns_as_text
 from qkrepro.towers import Tower, open_towers
 
+THREADS = 4  # at most, since each holds a layer in memory
 FORMATS = ("table", "csv", "json", "parquet")
 PLOTS = (".png", ".svg", ".pdf")
-SHOWN = {  # the columns of the printed table, with short heads
-    "part": "part",
-    "layer": "layer",
-    "head": "head",
-    "distance": "dist",
-    "temperature": "temp",
-    "trace": "trace",
-    "trace_z": "z",
-    "frobenius": "‖W‖_F",
-    "spectral_norm": "‖W‖_2",
-    "eigen_mean_head": "mean",
-    "eigen_spread_head": "spread",
-    "relative_variance_percentile": "spread %",
-    "top_share": "top",
-    "symmetric_share": "sym",
-    "symmetric_share_z": "sym z",
-    "localization": "local",
-    "localization_percentile": "local %",
-    "centre": "centre",
-}
 
 
 @dataclass(frozen=True)
@@ -77,33 +61,25 @@ def run_spectrum(request: SpectrumRequest, say: Callable[[str], None]) -> None:
         from qkrepro.token_covariance import increment_covariances
 
         options = replace(options, covariances=increment_covariances(request.model, request.text))
-    first: list[QKLayer] = []
-    tables, eigenvalues = [], []
-    for table, values in layer_tables(_progress(towers, wanted, first), options):
-        tables.append(table)
-        eigenvalues.append(values if request.plot is not None else None)
-    whole = pd.concat(tables, ignore_index=True)
+    rows = list(_tables(towers, wanted, options, keep=request.plot is not None))
+    whole = joined([columns for columns, _, _ in rows])
     if request.plot is not None:
-        _plot(whole, eigenvalues, request.plot)
+        _plot(whole, [eigenvalues for _, eigenvalues, _ in rows if eigenvalues is not None], request.plot)
     write_table(whole, request.format, request.out, say)
     if request.format == "table":
-        for note in notes(first[0], options):
+        for note in rows[0][2]:
             say(note)
 
 
-def write_table(table: pd.DataFrame, kind: str, out: Path | None, say: Callable[[str], None]) -> None:
+def write_table(table: Columns, kind: str, out: Path | None, say: Callable[[str], None]) -> None:
     """The table as text, CSV, JSON (records) or Parquet; to the file whole or not at all, or said."""
     if kind == "parquet":
+        import pandas as pd
+
         assert out is not None
-        _atomically(out, lambda path: table.to_parquet(path, index=False))
+        _atomically(out, lambda path: pd.DataFrame(table).to_parquet(path, index=False))
         return
-    if kind == "csv":
-        text = table.to_csv(index=False, lineterminator="\n").rstrip("\n")
-    elif kind == "json":
-        text = table.to_json(orient="records", indent=1, double_precision=15)
-    else:
-        shown = table[[name for name in SHOWN if name in table]].rename(columns=SHOWN)
-        text = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")
+    text = columns_as_text(table, kind)
     if out is None:
         say(text)
     else:
@@ -184,23 +160,63 @@ def _check(request: SpectrumRequest) -> None:
             raise ArgumentError(f"{name} is {str(path)!r}; allowed: a file, not a folder")
 
 
-def _progress(towers: list[Tower], wanted: list[int] | None, first: list[QKLayer]) -> Iterator[QKLayer]:
-    """Read the chosen layers with a bar on a terminal's stderr; keeps the first layer for the notes."""
+Rows = tuple[Columns, NDArray[np.complex128] | None, list[str]]  # of a layer, its eigenvalues, what to know of it
+
+
+def _tables(towers: list[Tower], wanted: list[int] | None, options: TableOptions, *, keep: bool) -> Iterator[Rows]:
+    """Read the chosen layers, with a bar on a terminal's stderr, and yield their rows; keep: eigenvalues too."""
     chosen = [(tower, layer) for tower in towers for layer in chosen_layers(tower.sizes.layers, wanted)]
-    for tower, number in tqdm(chosen, unit="layer", disable=not sys.stderr.isatty(), leave=False):
-        layer = read_layer(tower, number)
-        if not first:
-            first.append(layer)
-        yield layer
+    chance = Chance(options)
+
+    def rows(place: tuple[Tower, int]) -> list[Rows]:
+        layer = read_layer(*place)
+        said = list(notes(layer, options))
+        tables = layer_tables(layer, options, chance)
+        return [(columns, eigenvalues if keep else None, said) for columns, eigenvalues in tables]
+
+    for tables in _with_bar(_in_order(rows, chosen, _threads()), len(chosen)):
+        yield from tables
 
 
-def _plot(table: pd.DataFrame, eigenvalues: list[Tensor | None], target: Path) -> None:
+def _threads() -> int:
+    """Layers to read at once: one a processor that this process may use, or OMP_NUM_THREADS, four at most."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return min(THREADS, int(stated) if stated.isdecimal() and int(stated) else usable)
+
+
+def _in_order(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[Any]:
+    """Results of `work` in the order of the items, some items at a time in threads, never more than that at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        running: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                running.append(pool.submit(work, item))
+                if len(running) == threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _with_bar(results: Iterable[Any], total: int) -> Iterable[Any]:
+    """The results, counted by a progress bar when a person looks on."""
+    if not sys.stderr.isatty():
+        return results
+    from tqdm import tqdm
+
+    return tqdm(results, total=total, unit="layer", leave=False)
+
+
+def _plot(table: Columns, eigenvalues: list[NDArray[np.complex128]], target: Path) -> None:
     import matplotlib
+    import pandas as pd
 
     matplotlib.use("Agg")
     from qkrepro.plots_heads import spectrum_figure
 
-    figure = spectrum_figure(table, [values for values in eigenvalues if values is not None])
+    figure = spectrum_figure(pd.DataFrame(table), eigenvalues)
     _atomically(target, lambda path: figure.savefig(path))
 
 

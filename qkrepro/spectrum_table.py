@@ -4,17 +4,19 @@ The number of eigenvalues that a mean or a variance runs over is in the column's
 them (zeros included), `_head` for the d_head that can differ from zero. COLUMNS says what each column is.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from __future__ import annotations
 
-import pandas as pd
-import torch
-from torch import Tensor
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
-from qkrepro.attention_heads import QKLayer
+import numpy as np
+from numpy.typing import NDArray
+
+from qkrepro.attention_layers import QKLayer
 from qkrepro.errors import ArgumentError, check_integer
-from qkrepro.head_products import HeadProducts, head_products, products_in_covariance
+from qkrepro.head_products import Array, HeadProducts, as_array, head_products, products_in_covariance
 from qkrepro.spectrum_null import (
     NullDraws,
     localization_of,
@@ -26,6 +28,9 @@ from qkrepro.spectrum_null import (
     top_share,
     z_score,
 )
+
+if TYPE_CHECKING:  # imported where a data frame is asked for: it takes as long as the rest
+    import pandas as pd
 
 COLUMNS = {
     "part": "tower of the model, for models of several",
@@ -60,6 +65,9 @@ COLUMNS = {
 OF_EIGENVALUES = ("eigen_spread_head", "relative_variance", "top_share", "top_share_z", "relative_variance_percentile")
 
 
+Columns = dict[str, list[Any]]  # of the table, by name and in order, all of one length
+
+
 @dataclass(frozen=True)
 class TableOptions:
     """What the table holds. covariances: (part, layer) to the covariance of that layer's token increments."""
@@ -67,9 +75,32 @@ class TableOptions:
     distances: tuple[float, ...] = (0,)
     fold_norm: bool = False
     moments_only: bool = False
-    covariances: Mapping[tuple[str, int], Tensor] | None = None
+    covariances: Mapping[tuple[str, int], Any] | None = None
     draws: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ArgumentError for a distance that is negative, or draws < 2."""
+        check_integer("draws", self.draws, at_least=2)
+        for distance in self.distances:
+            if not 0 <= distance < float("inf"):
+                raise ArgumentError(f"distance is {distance!r}; allowed: numbers >= 0, in tokens")
+
+
+@dataclass(frozen=True)
+class Chance:
+    """The random heads of each shape of head, drawn when first needed; threads wait for each other's draws."""
+
+    options: TableOptions
+    drawn: dict[tuple[int, int], NullDraws] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+    def of_shape(self, d_head: int, d_model: int) -> NullDraws:
+        """The statistics of random heads of this shape."""
+        with self.lock:
+            if (d_head, d_model) not in self.drawn:
+                self.drawn[d_head, d_model] = _null(d_head, d_model, self.options, None, None)
+            return self.drawn[d_head, d_model]
 
 
 def spectrum_table(
@@ -78,7 +109,7 @@ def spectrum_table(
     distances: Sequence[float] = (0,),
     fold_norm: bool = False,
     moments_only: bool = False,
-    covariances: Mapping[tuple[str, int], Tensor] | None = None,
+    covariances: Mapping[tuple[str, int], Any] | None = None,
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -90,117 +121,124 @@ def spectrum_table(
     draws, seed: random heads of the same shape behind the `_z` and `_percentile` columns.
     Raises ArgumentError for a distance that is negative or without rotary positions, or draws < 2.
     """
+    import pandas as pd
+
     options = TableOptions(tuple(distances), fold_norm, moments_only, covariances, draws, seed)
-    frames = [frame for frame, _ in layer_tables(layers, options)]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    chance = Chance(options)
+    tables = [columns for layer in layers for columns, _ in layer_tables(layer, options, chance)]
+    return pd.DataFrame(joined(tables))
 
 
-def layer_tables(layers: Iterable[QKLayer], options: TableOptions) -> Iterator[tuple[pd.DataFrame, Tensor | None]]:
-    """Yield the rows of each layer with the eigenvalues behind them, (heads, d_head), None without; one a distance."""
-    _check_options(options)
-
-    @cache
-    def shared(d_head: int, d_model: int) -> NullDraws:
-        return _null(d_head, d_model, options, None, None)
-
-    for layer in layers:
-        read = layer.folded() if options.fold_norm else layer
-        products = head_products(read.w_q, read.w_k)
-        null = _null_of_layer(layer, products, options, shared)
-        for distance in options.distances:
-            if distance != 0 and layer.rotary is None:
-                raise ArgumentError(f"distance is {distance:g}; allowed: 0, since this model has no rotary positions")
-            core = read.core(distance, gains=options.fold_norm)
-            yield _rows(layer, read, products.between(core), core, distance, null, options)
+def layer_tables(
+    layer: QKLayer, options: TableOptions, chance: Chance
+) -> list[tuple[Columns, NDArray[np.complex128] | None]]:
+    """The rows of a layer with the eigenvalues behind them, (heads, d_head), None without; one pair a distance."""
+    read = layer.folded() if options.fold_norm else layer
+    products = head_products(read.w_q, read.w_k)
+    null = _null_of_layer(layer, products, options, chance)
+    tables = []
+    for distance in options.distances:
+        if distance != 0 and layer.rotary is None:
+            raise ArgumentError(f"distance is {distance:g}; allowed: 0, since this model has no rotary positions")
+        core = read.core(distance, gains=options.fold_norm)
+        tables.append(_columns(layer, read, products.between(core), distance, null, options))
+    return tables
 
 
-def _rows(
+def joined(tables: Sequence[Columns]) -> Columns:
+    """The rows of several tables of the same columns below each other."""
+    return {name: [value for table in tables for value in table[name]] for name in (tables[0] if tables else {})}
+
+
+def _columns(
     layer: QKLayer,
     read: QKLayer,
     products: HeadProducts,
-    core: Tensor | None,
     distance: float,
     null: NullDraws,
     options: TableOptions,
-) -> tuple[pd.DataFrame, Tensor | None]:
-    columns: dict[str, object] = {"part": layer.part} if layer.part else {}
+) -> tuple[Columns, NDArray[np.complex128] | None]:
+    columns: dict[str, Any] = {"part": layer.part} if layer.part else {}
     columns |= {"layer": layer.layer, "head": range(layer.heads)}
     if layer.rotary is not None:
         columns["distance"] = distance
     columns |= {"d_model": products.d_model, "d_head": products.d_head, "temperature": 1 / layer.multiplier}
     columns |= _moments(products)
+    columns |= _against_chance(columns, null)
     eigenvalues = None if options.moments_only else products.eigenvalues()  # (heads, d_head)
     if eigenvalues is not None:
-        columns |= _of_eigenvalues(eigenvalues)
-    columns["symmetric_share"] = products.symmetric_share()
+        columns |= _of_eigenvalues(eigenvalues, null)
     located, located_null = _located(layer, products, distance, null, options)
     index, columns["centre"], columns["level"] = localization_of(*located, 1 / layer.multiplier)
-    columns |= {"localization": index, "key_bias": _key_bias(read, core)}
-    columns |= _against_chance(products, eigenvalues, null)
     random_index = null_localization(located_null, located[2], 1 / layer.multiplier)  # (heads, draws)
-    columns["localization_percentile"] = percentile(index, random_index)
-    plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()}
-    return pd.DataFrame({name: plain[name] for name in COLUMNS if name in plain}), eigenvalues
+    columns |= {"localization": index, "localization_percentile": percentile(index, random_index)}
+    columns["key_bias"] = _key_bias(read, products)
+    return {name: _listed(columns[name], layer.heads) for name in COLUMNS if name in columns}, eigenvalues
 
 
-def _moments(products: HeadProducts) -> dict[str, Tensor]:
-    trace, trace_sq = products.trace(), products.trace_sq()
-    columns = {"trace": trace, "trace_sq": trace_sq}
-    columns |= {"frobenius": products.frobenius_sq().sqrt(), "spectral_norm": products.spectral_norm()}
+def _listed(values: Any, heads: int) -> list[Any]:
+    """A column as plain values, one a head."""
+    if isinstance(values, np.ndarray | range):
+        return list(values.tolist() if isinstance(values, np.ndarray) else values)
+    return [values] * heads
+
+
+def _moments(products: HeadProducts) -> dict[str, Array]:
+    trace, trace_sq, frobenius_sq = products.trace(), products.trace_sq(), products.frobenius_sq()
+    columns = {"trace": trace, "trace_sq": trace_sq, "frobenius": np.sqrt(frobenius_sq)}
+    columns |= {"spectral_norm": products.spectral_norm(), "symmetric_share": products.symmetric_share()}
     for name, count in (("model", products.d_model), ("head", products.d_head)):
         mean = trace / count
-        columns |= {f"eigen_mean_{name}": mean, f"eigen_variance_{name}": trace_sq / count - mean.square()}
+        columns |= {f"eigen_mean_{name}": mean, f"eigen_variance_{name}": trace_sq / count - mean**2}
     return columns
 
 
-def _of_eigenvalues(eigenvalues: Tensor) -> dict[str, Tensor]:
-    mean = eigenvalues.mean(-1, keepdim=True)
-    return {
-        "eigen_spread_head": (eigenvalues - mean).abs().square().mean(-1),
-        "relative_variance": relative_variance(eigenvalues),
-        "top_share": top_share(eigenvalues),
-    }
+def _of_eigenvalues(eigenvalues: NDArray[np.complex128], null: NullDraws) -> dict[str, Array]:
+    mean = eigenvalues.mean(-1, keepdims=True)
+    share, variance = top_share(eigenvalues), relative_variance(eigenvalues)
+    columns = {"top_share": share, "relative_variance": variance}
+    columns["eigen_spread_head"] = (np.abs(eigenvalues - mean) ** 2).mean(-1)
+    if null.top_share is not None and null.relative_variance is not None:
+        columns["top_share_z"] = z_score(share, null.top_share)
+        columns["relative_variance_percentile"] = percentile(variance, null.relative_variance)
+    return columns
+
+
+def _against_chance(columns: Mapping[str, Array], null: NullDraws) -> dict[str, Array]:
+    with np.errstate(invalid="ignore"):  # W = 0 has no scale: NaN
+        return {
+            "trace_z": z_score(columns["trace"] / columns["frobenius"], null.trace),
+            "symmetric_share_z": z_score(columns["symmetric_share"], (1 + null.trace_sq) / 2),
+        }
 
 
 def _located(
     layer: QKLayer, products: HeadProducts, distance: float, null: NullDraws, options: TableOptions
-) -> tuple[tuple[Tensor, Tensor, Tensor], NullDraws]:
+) -> tuple[tuple[Array, Array, Array], NullDraws]:
     """tr M, tr M², ‖M‖_F² behind the localization, and random heads in the same covariance."""
     if options.covariances is not None:
-        cov = options.covariances[layer.part, layer.layer]
+        cov = as_array(options.covariances[layer.part, layer.layer])
         products = products_in_covariance(layer.w_q, layer.w_k, cov).between(layer.core(distance))
         null = _null(products.d_head, products.d_model, options, cov, None, eigenvalues=False)
     return (products.trace(), products.trace_sq(), products.frobenius_sq()), null
 
 
-def _key_bias(read: QKLayer, core: Tensor | None) -> Tensor:
-    """‖w_kᵀ Cᵀ b_q‖ per head, (heads,): the size of what the query's bias adds to a logit, x_iᵀ w_kᵀ Cᵀ b_q."""
+def _key_bias(read: QKLayer, products: HeadProducts) -> Array:
+    """‖w_kᵀ Cᵀ b_q‖ per head, (heads,): the size of what the query's bias adds to a logit, x_iᵀ w_kᵀ Cᵀ b_q.
+
+    Its square is b_qᵀ C w_k w_kᵀ Cᵀ b_q, and the Gram matrix of W's key side holds the middle.
+    """
     if read.b_q is None:
-        return torch.zeros(read.heads, dtype=torch.float64)
-    turned = read.b_q if core is None else read.b_q @ core  # (heads, d_head)
-    direction = read.w_k.double().repeat_interleave(read.group, dim=0).mT @ turned[..., None]  # (heads, d_model, 1)
-    size: Tensor = direction[..., 0].norm(dim=-1)
-    return size
+        return np.zeros(read.heads)
+    square = (read.b_q[:, None] @ products.gram_k @ read.b_q[..., None])[:, 0, 0]  # (heads,)
+    return np.asarray(np.sqrt(square.clip(min=0)))
 
 
-def _against_chance(products: HeadProducts, eigenvalues: Tensor | None, null: NullDraws) -> dict[str, Tensor]:
-    columns = {
-        "trace_z": z_score(products.trace() / products.frobenius_sq().sqrt(), null.trace),
-        "symmetric_share_z": z_score(products.symmetric_share(), (1 + null.trace_sq) / 2),
-    }
-    if eigenvalues is not None and null.top_share is not None and null.relative_variance is not None:
-        columns["top_share_z"] = z_score(top_share(eigenvalues), null.top_share)
-        columns["relative_variance_percentile"] = percentile(relative_variance(eigenvalues), null.relative_variance)
-    return columns
-
-
-def _null_of_layer(
-    layer: QKLayer, products: HeadProducts, options: TableOptions, shared: Callable[[int, int], NullDraws]
-) -> NullDraws:
+def _null_of_layer(layer: QKLayer, products: HeadProducts, options: TableOptions, chance: Chance) -> NullDraws:
     """Random heads of the layer's shape; with folded gains they carry the same gains."""
     if not options.fold_norm or (layer.input_norm is None and layer.qk_norm is None):
-        return shared(products.d_head, products.d_model)
-    cov = None if layer.input_norm is None else torch.diag(layer.input_norm.gain.square())
+        return chance.of_shape(products.d_head, products.d_model)
+    cov = None if layer.input_norm is None else np.diag(layer.input_norm.gain**2)
     return _null(products.d_head, products.d_model, options, cov, layer.core(0, gains=True))
 
 
@@ -208,17 +246,10 @@ def _null(
     d_head: int,
     d_model: int,
     options: TableOptions,
-    cov: Tensor | None,
-    core: Tensor | None,
+    cov: Array | None,
+    core: Array | None,
     *,
     eigenvalues: bool = True,
 ) -> NullDraws:
     products = random_heads(d_head, d_model, options.draws, options.seed, cov).between(core)
     return null_draws(products, eigenvalues=eigenvalues and not options.moments_only)
-
-
-def _check_options(options: TableOptions) -> None:
-    check_integer("draws", options.draws, at_least=2)
-    for distance in options.distances:
-        if not 0 <= distance < float("inf"):
-            raise ArgumentError(f"distance is {distance!r}; allowed: numbers >= 0, in tokens")

@@ -43,7 +43,7 @@ def entry(shape: Any, offsets: Any, dtype: Any = "F32") -> dict[str, Any]:
 def test_tensors_written_by_safetensors_are_read_back_bit_for_bit(
     tmp_path: Path, shapes: dict[str, list[int]], dtype: str
 ) -> None:
-    tensors = {name: torch.randn(shape).to(FLOATS[dtype]) for name, shape in shapes.items()}
+    tensors = {name: torch.randn(shape).to(getattr(torch, FLOATS[dtype])) for name, shape in shapes.items()}
     path = tmp_path / "any.safetensors"
     path.write_bytes(save(tensors))
     checkpoint = open_checkpoint(path)

@@ -40,7 +40,8 @@ def test_tokens_without_the_gain_and_bias_read_are_normalised_and_folded_weights
             assert name == "opt-post-norm"  # its first layer reads embeddings as they are
             assert layer.layer == 0
             continue
-        bias = 0 if layer.input_norm.bias is None else layer.input_norm.bias
-        bare = (x.double() - bias) / layer.input_norm.gain  # (T, d_model)
+        norm = layer.head(1).input_norm
+        bias = 0 if norm.bias is None else norm.bias
+        bare = (x.double() - bias) / norm.gain  # (T, d_model)
         torch.testing.assert_close(bare.square().mean(-1), torch.ones(len(x)).double(), rtol=1e-3, atol=0)
         torch.testing.assert_close(layer.folded().head(1).logits(bare), layer.head(1).logits(x), rtol=1e-9, atol=1e-9)

@@ -62,8 +62,8 @@ def test_only_query_and_key_tensors_and_small_vectors_are_read_and_only_when_ask
     bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    original = Checkpoint.read
-    monkeypatch.setattr(Checkpoint, "read", lambda self, name: read.append(name) or original(self, name))
+    original = Checkpoint.array
+    monkeypatch.setattr(Checkpoint, "array", lambda self, name: read.append(name) or original(self, name))
     heads = qk_weights(bert)
     next(heads)
     assert read
