@@ -67,7 +67,7 @@ def profile_agreement(tables: RunTables, by: Sequence[str] = ("seed", "kappa")) 
     for values, part in profiles.groupby(keys, sort=False):
         head = dict(zip(keys, values, strict=True))
         rows.append(head | _agreement(part, int(sequences[head["run"]])))
-    return pd.DataFrame(rows, columns=[*keys, *AGREEMENT])
+    return pd.DataFrame(rows, columns=[*keys, *AGREEMENT]).astype(dict.fromkeys(AGREEMENT, float))
 
 
 def at_best_checkpoint(table: pd.DataFrame, tables: RunTables) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from qkrepro.transformer import LanguageModel, QKWeights
 
 MEASURED = "measured"
 LAWS = ("prediction", "drawn walk", "normal", "shuffled")
-CHECKS = ("neighbours", "growth", "halves", "residual")
+CHECKS = ("neighbours", "growth", "halves", "path", "residual")
 
 
 class Seen(NamedTuple):
@@ -104,17 +104,31 @@ def covariance_change(x: Tensor) -> float:
     return float((first - second).norm() / increment_covariance(x).norm())
 
 
+def path_share(x: Tensor) -> float:
+    """Share of tr Σ that the mean path E x_t brings, the same in all sequences; 0 for a walk. Unbiased: may be below 0.
+
+    What is left comes from what differs between sequences. Raises ShapeError for fewer than two sequences.
+    """
+    steps = _increments(x) - _increments(x).mean((0, 1))  # (sequences, T − 1, d)
+    if len(x) < 2:
+        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), sequences >= 2")
+    noise = steps.var(0).sum(-1) / len(x)  # (T − 1,), variance of the mean step
+    return float((steps.mean(0).square().sum(-1) - noise).mean() / steps.square().sum(-1).mean())
+
+
 def walk_checks(x: Tensor) -> dict[str, float]:
-    """Four numbers that tell a walk, here with its values, from independent tokens.
+    """Five numbers that tell a walk, here with its values, from independent tokens.
 
     neighbours: `increment_correlation` at lag 1 (0; independent −½). growth: `variance_growth` of the last token over T
-    (1; independent 1/2T). halves: `covariance_change` (near 0 for both). residual: mean relative distance of the
-    sequences to equal tokens (√((T − 1)/3T); independent nearly 1).
+    (1; independent 1/2T). halves: `covariance_change` (near 0 for both). path: `path_share` (0 for both; not so where
+    positions are added). residual: mean relative distance of the sequences to equal tokens (√((T − 1)/3T); independent
+    nearly 1).
     """
     return {
         "neighbours": float(increment_correlation(x, [1])[0]),
         "growth": float(variance_growth(x)[-1]) / x.shape[1],
         "halves": covariance_change(x),
+        "path": path_share(x),
         "residual": float(rank_residual(x).mean()),
     }
 

@@ -6,7 +6,8 @@ profiles.csv: run, seed, kappa, law, location (middle of a bin), share; at the b
 Source: book, "Theory in trained models".
 """
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,17 @@ from qkrepro.errors import RunError
 from qkrepro.results import is_recorded, write_atomically
 from qkrepro.sweep import read_sweep
 from qkrepro.trained_profiles import bin_middles
-from qkrepro.training import run_folder
-from qkrepro.walk_checks import head_tokens, law_distances, profile_laws, seen_model, walk_checks, walk_like
+from qkrepro.training import run_folder, train
+from qkrepro.walk_checks import (
+    head_tokens,
+    increment_correlation,
+    law_distances,
+    profile_laws,
+    seen_model,
+    variance_growth,
+    walk_checks,
+    walk_like,
+)
 
 SEQUENCES, DRAWS, BINS, SEED = 64, 256, 16, 0
 START, BEST = "start", "best checkpoint"
@@ -91,6 +101,49 @@ def write_walk_records(
         text = pd.concat(parts).to_csv(index=False, lineterminator="\n", float_format="%.5g")
         write_atomically(target / f"{name}.csv", text.encode())
     return target
+
+
+def walk_curves(
+    configuration: RunConfiguration, folder: str | Path, lags: Sequence[int], *, sequences: int = SEQUENCES
+) -> pd.DataFrame:
+    """Increments and variance of one run's tokens at the start and trained, and of a walk like the latter.
+
+    Returns tokens ("start", "trained", "walk"), curve ("correlation": `increment_correlation` at each lag, "variance":
+    `variance_growth` at each location), place (the lag, the number of the token), value. Arguments and errors as in
+    `model_walk_tables`.
+    """
+    looked = replace(configuration, measured_sequences=sequences)
+    seen = {"start": seen_model(looked), "trained": seen_model(looked, folder)}
+    tokens = {name: head_tokens(each) for name, each in seen.items()}
+    tokens["walk"] = walk_like(tokens["trained"], torch.Generator().manual_seed(SEED))
+    tables = []
+    for name, x in tokens.items():
+        curves = {"correlation": increment_correlation(x, lags), "variance": variance_growth(x)}
+        places = {"correlation": list(lags), "variance": list(range(1, x.shape[1] + 1))}
+        tables += [
+            pd.DataFrame({"tokens": name, "curve": curve, "place": places[curve], "value": values.tolist()})
+            for curve, values in curves.items()
+        ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def live_walks(
+    configurations: Iterable[RunConfiguration], lags: Sequence[int], *, sequences: int = SEQUENCES, draws: int = DRAWS
+) -> tuple[WalkTables, pd.DataFrame]:
+    """Train these now in a folder that is removed afterwards: their tables, and their curves with run, seed, kappa.
+
+    Raises as `qkrepro.training.train` does.
+    """
+    found = []
+    with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
+        for each in configurations:
+            folder = train(each, scratch, progress=False)
+            named = {"run": folder.name.rsplit("-", 1)[-1], "seed": each.seed, "kappa": each.kappa}
+            curves = walk_curves(each, folder, lags, sequences=sequences)
+            tables = (*model_walk_tables(each, folder, sequences=sequences, draws=draws), curves)
+            found.append([pd.DataFrame([named] * len(table)).join(table) for table in tables])
+    checks, profiles, curves = (pd.concat(parts, ignore_index=True) for parts in zip(*found, strict=True))
+    return WalkTables(checks, profiles), curves
 
 
 def walk_folder(sweep: str | Path) -> Path:

@@ -27,6 +27,7 @@ from qkrepro.walk_checks import (
     law_distances,
     normal_share,
     open_share,
+    path_share,
     profile_laws,
     seen_model,
     variance_growth,
@@ -77,6 +78,14 @@ def test_covariance_changes_where_the_second_half_of_a_walk_has_other_steps():
     louder = torch.cat([x[:, :20], x[:, 19:20] + 2 * (x[:, 20:] - x[:, 19:20])], dim=1)  # Σ, then 4Σ
     assert covariance_change(x) < 0.1
     assert covariance_change(louder) == pytest.approx(3 / 2.5, rel=0.1)
+
+
+def test_path_share_is_what_an_added_path_brings_to_the_increments():
+    steps = torch.arange(40, dtype=torch.float64)[:, None] % 2  # (40, 1), a path of steps ±1 in each direction
+    x = words() + 3 * steps
+    assert path_share(x) == pytest.approx(27 / (27 + 2 * 5.25), rel=0.02)
+    few = walks()[:50].split(5)
+    assert sum(path_share(part) for part in few) / len(few) == pytest.approx(0, abs=0.02)  # five sequences: unbiased
 
 
 def test_checks_of_a_walk_have_the_values_of_the_theory():
