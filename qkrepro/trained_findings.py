@@ -8,6 +8,7 @@ from qkrepro.plateaus import REFERENCE, STARTS, gaps_to_reference
 from qkrepro.run_comparisons import mean_interval
 from qkrepro.run_findings import change, signed
 from qkrepro.run_tables import NOT_RUN
+from qkrepro.training_rules import FEWEST_SEEDS
 
 LOW = ("collapsed", "concentrated")  # the starts whose entropy is low at update 0
 EVEN = 0.02  # how far from the middle a centre may lie and still lean neither way
@@ -99,9 +100,10 @@ def entropy_text(starts: pd.DataFrame) -> str:
 def disease_text(starts: pd.DataFrame) -> str:
     """Whether low entropy alone makes slow: which of the two other judged starts have less, and which learn slower.
 
-    starts: start, seed, early_entropy, early_loss. Slower: the paired 95% t interval of early_loss lies above 0.
+    starts: start, seed, early_entropy, early_loss, of seeds that have them all; "not run" below three seeds. Less and
+    slower: the paired 95% t interval of the difference lies below, above 0.
     """
-    if starts["seed"].nunique() < 2 or not {REFERENCE, *LOW} <= set(starts["start"]):
+    if starts["seed"].nunique() < FEWEST_SEEDS or not {REFERENCE, *LOW} <= set(starts["start"]):
         return NOT_RUN
     gaps = {name: gaps_to_reference(starts, name, ["seed"]) for name in ("early_entropy", "early_loss")}
     means = {
