@@ -52,6 +52,7 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Ca
             raise SiteError(f"{'; '.join(problems)}; run `qkrepro figures` first")
         say(f"site: building {len(pages)} pages" + ("" if draft else ", warnings are errors"))
         built = run_jupyter_book(work, place / "site.log", strict=not draft, say=say)
+        _name_the_source_of_the_changelog(built)
         problems += site_problems(built, pages)
         if problems and not draft:
             raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
@@ -128,6 +129,7 @@ def configuration(root: Path, profile: str) -> dict[str, Any]:
         "notebook_interface": "jupyterlab",
         "binderhub_url": "https://mybinder.org",
         "colab_url": "https://colab.research.google.com",
+        "thebe": True,
     }
     return config
 
@@ -161,6 +163,16 @@ def describe_size(site: Path) -> str:
     total = sum(path.stat().st_size for path in files) / 1e6
     page = max((path for path in files if path.suffix == ".html"), key=lambda path: path.stat().st_size)
     return f"{total:.1f} MB, largest page {page.relative_to(site).as_posix()} {page.stat().st_size / 1e6:.2f} MB"
+
+
+def _name_the_source_of_the_changelog(built: Path) -> None:
+    """The changelog lies at the top of the repository, not beside the other pages: its edit link says so."""
+    page = built / "book" / "changelog.html"
+    if page.is_file():
+        text = page.read_text(encoding="utf-8")
+        page.write_text(
+            re.sub(r"(/(?:edit|blob)/[^/\"]+)/book/changelog\.md", r"\1/CHANGELOG.md", text), encoding="utf-8"
+        )
 
 
 def _pages(toc: dict[str, Any]) -> Iterator[str]:

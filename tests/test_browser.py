@@ -3,21 +3,18 @@
 Needs chromium (Debian: apt install chromium). Where it is missing these tests are skipped, but fail when CI is set.
 """
 
-import functools
-import http.server
-import os
-import shutil
-import threading
 from collections.abc import Iterator
+from importlib.metadata import distribution
 
 import pytest
+import torch
+from browsing import READY, is_here, running_browser, served, skip_without_chromium
 from checkout_copy import Copy
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
+from qkrepro.interactive import KNOBS, LOCATIONS, ROWS
+from qkrepro.propagation import signal_propagation_limit
+
 VIEWS = [(width, scheme) for width in (400, 1400) for scheme in ("light", "dark")]
-READY = "window.MathJax ? MathJax.startup.promise.then(() => true) : true"
 LOOK = """() => ({
   theme: document.documentElement.dataset.theme,
   width: document.documentElement.scrollWidth,
@@ -27,24 +24,25 @@ LOOK = """() => ({
   dimmed: [...document.querySelectorAll('.cell_output img')].filter(i => getComputedStyle(i).filter != 'none').length,
 })"""
 
-if not CHROMIUM and not os.environ.get("CI"):
-    pytest.skip("chromium is not installed: the site was not tried in a browser", allow_module_level=True)
+CHECK = """async () => (await axe.run({exclude: [["mjx-container"]]}, {resultTypes: ["violations"]})).violations
+  .filter(each => ["serious", "critical"].includes(each.impact))
+  .map(each => `${each.id}: ${each.nodes.map(node => node.html.slice(0, 150)).join(" ")}`)"""
+CHECKED = ["intro", "interactive", "claims", "provenance", "setting", "glossary", "your_model"]
 
+skip_without_chromium()
 pytestmark = pytest.mark.slow
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
 def address(built: Copy) -> Iterator[str]:
-    handler = functools.partial(_Quiet, directory=str(built.root / "_build" / "html"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with served(built.root / "_build" / "html") as where:
+        yield where
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with running_browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +50,6 @@ def pages(built: Copy) -> list[str]:
     site = built.root / "_build" / "html"
     found = sorted(path for folder in ("book", "notebooks") for path in (site / folder).glob("*.html"))
     return [path.relative_to(site).as_posix() for path in found]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    assert CHROMIUM, "chromium is not installed; on Debian: apt install chromium"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
@@ -73,7 +60,9 @@ def test_every_page_shows_its_equations_and_figures_without_errors_or_other_host
     page, problems, equations = context.new_page(), [], 0
     page.on("console", lambda message: problems.append(f"console: {message.text}") if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-    page.on("request", lambda request: None if _here(request.url, address) else problems.append(f"asks {request.url}"))
+    page.on(
+        "request", lambda request: None if is_here(request.url, address) else problems.append(f"asks {request.url}")
+    )
     page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
     found = []
     for name in pages:
@@ -114,5 +103,75 @@ def test_the_front_page_leads_to_a_chapter_by_keyboard_alone(address: str, brows
     page.close()
 
 
-def _here(url: str, address: str) -> bool:
-    return url.startswith((address, "data:", "blob:", "about:"))
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (400, "dark")])
+def test_an_accessibility_checker_finds_nothing_serious(address: str, browser: object, width: int, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    checker = str(distribution("axe-playwright-python").locate_file("axe_playwright_python/axe.min.js"))
+    names = [f"book/{name}.html" for name in CHECKED] + ["notebooks/03_signal_propagation.html", "search.html"]
+    found = {}
+    for name in names:
+        page.goto(f"{address}/{name}")
+        page.evaluate(READY)
+        page.add_script_tag(path=checker)
+        found[name] = page.evaluate(CHECK)
+    context.close()
+    assert {name: violations for name, violations in found.items() if violations} == {}
+
+
+def test_the_knobs_answer_to_the_keyboard_with_the_values_of_the_package(address: str, browser: object) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/book/interactive.html")
+    page.wait_for_function("window.rhoView && document.querySelector('#rho-summary').textContent")
+    for knob in KNOBS:
+        before = page.locator(".rho").inner_text()
+        page.locator(f"#rho-{knob.name}").focus()
+        for key in ("ArrowRight", "ArrowRight", "ArrowRight"):
+            page.keyboard.press(key)
+        assert page.locator(".rho").inner_text() != before, knob.name
+        assert page.locator(f"#rho-{knob.name}").get_attribute("aria-valuetext")
+    values = {knob.name: float(page.locator(f"#rho-{knob.name}").input_value()) for knob in KNOBS}
+    drawn = page.evaluate(f"rhoView.data('{ROWS}').map(row => row.rho)")
+    dim, theta = 2 ** values["log_dim"], torch.arange(1, LOCATIONS + 1, dtype=torch.float64) / LOCATIONS
+    expected = signal_propagation_limit(
+        theta,
+        dim * values["mean"],
+        dim * (values["mean"] ** 2 + 10 ** values["log_variance"]),
+        temperature=10 ** values["log_temperature"],
+        length=int(2 ** values["log_length"]),
+    )
+    torch.testing.assert_close(torch.tensor(drawn, dtype=torch.float64), expected, atol=1e-9, rtol=1e-6)
+    shown = [float(cell) for cell in page.locator(".rho-values td").all_inner_texts()]
+    assert shown == [
+        round(drawn[int(step) - 1], 3)
+        for step in page.locator(".rho-values td").evaluate_all("cells => cells.map(cell => cell.dataset.step)")
+    ]
+    page.close()
+
+
+def test_a_case_button_moves_the_curve_and_says_what_it_shows(address: str, browser: object) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/book/interactive.html")
+    page.wait_for_function("window.rhoView && document.querySelector('#rho-summary').textContent")
+    curve = "document.querySelector('#rho-chart .mark-line path, #rho-chart .layer_1_layer_1_marks path')"
+    before = page.evaluate(f"{curve}.getAttribute('d')")
+    page.locator("button", has_text="broad").click()
+    assert "no site is shut out" in page.locator("#rho-summary").inner_text()
+    assert page.evaluate(f"{curve}.getAttribute('d')") != before
+    page.close()
+
+
+def test_print_has_the_text_the_figures_and_the_proofs_and_no_furniture(address: str, browser: object) -> None:
+    page = browser.new_page(viewport={"width": 700, "height": 900})
+    page.goto(f"{address}/book/theory_propagation.html", wait_until="domcontentloaded")
+    page.emulate_media(media="print")
+    for furniture in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article", ".prev-next-footer"):
+        assert not page.locator(furniture).first.is_visible(), furniture
+    hidden = "proofs => proofs.filter(proof => !proof.querySelector('p').checkVisibility()).length"
+    assert page.locator("details.sd-dropdown").count() > 5
+    assert page.locator("details.sd-dropdown").evaluate_all(hidden) == 0
+    page.goto(f"{address}/notebooks/03_signal_propagation.html")
+    widths = page.locator("figure img").evaluate_all("all => all.map(image => image.getBoundingClientRect().width)")
+    assert widths
+    assert max(widths) <= 700
+    page.close()
