@@ -89,6 +89,8 @@ def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes) -> None:
         mean = mean_interval(values)
         bar = [[mean.estimate - mean.low], [mean.high - mean.estimate]] if len(values) > 1 else None
         axis.errorbar([mean.estimate], [place + 0.12], xerr=bar, fmt="D", markersize=5, capsize=4, color="black")
+    if all(table.empty for table in pairs.values()):
+        axis.set_xticks([])
     axis.set_yticks(range(len(pairs)), list(pairs))
     axis.set_ylim(len(pairs) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
@@ -178,14 +180,64 @@ def plot_ranked(ranked: pd.DataFrame, axis: Axes) -> None:
     return None
 
 
-def plot_heads(heads: pd.DataFrame, column: str, axis: Axes) -> None:
-    """A measure of each head, one column of points a layer, colours for kappa; heads: kappa, layer, `column`."""
+def plot_over_kappa(table: pd.DataFrame, column: str, axis: Axes, *, log: bool = False) -> None:
+    """A measure of each run over kappa, evenly spaced, with the mean and its interval; table: seed, kappa, `column`."""
+    if table.empty:
+        return label_empty(axis)
+    for place, (kappa, rows) in enumerate(_by_kappa(table)):
+        _points(rows[column].astype(float).tolist(), place, axis, kappa_colour(kappa), "black")
+    kappas = sorted(table["kappa"].unique())
+    axis.set_xticks(range(len(kappas)), [f"{kappa:g}" for kappa in kappas])
+    axis.set_xlabel("κ")
+    axis.grid(axis="x", visible=False)
+    if log:
+        _plain_log(axis)
+    return None
+
+
+def plot_shapes(shapes: pd.DataFrame, order: Sequence[tuple[int, int]], column: str, axis: Axes) -> None:
+    """A measure by shape: points for the runs, their mean and its interval, colours for kappa.
+
+    shapes: layers, heads, seed, kappa, `column`. order: all (layers, heads); a shape without a run reads "not run".
+    """
+    kappas = sorted(shapes["kappa"].unique())
+    for place, (layers, heads) in enumerate(order):
+        here = shapes[(shapes["layers"] == layers) & (shapes["heads"] == heads)]
+        if here.empty:
+            where: dict[str, Any] = {"xy": (place, 0.5), "xycoords": ("data", "axes fraction")}
+            axis.annotate("not run", **where, rotation=90, ha="center", va="center", color="0.4")
+        for kappa, rows in _by_kappa(here):
+            shift = 0.4 * (kappas.index(kappa) - (len(kappas) - 1) / 2)
+            _points(rows[column].astype(float).tolist(), place + shift, axis, kappa_colour(kappa), kappa_colour(kappa))
+    axis.set_xticks(range(len(order)), [f"{layers} × {heads}" for layers, heads in order])
+    axis.set(xlabel="layers × heads", xlim=(-0.6, len(order) - 0.4))
+    if shapes.empty:
+        axis.set_yticks([])
+    axis.grid(axis="x", visible=False)
+
+
+def add_mean_axis(axis: Axes, d_model: int) -> None:
+    """A second scale on the right of an axis of the trace: the mean over d_model eigenvalues."""
+
+    def mean(trace: Any) -> Any:
+        return np.asarray(trace) / d_model
+
+    def trace(mean: Any) -> Any:
+        return np.asarray(mean) * d_model
+
+    right = axis.secondary_yaxis("right", functions=(mean, trace))
+    right.set_ylabel("mean μ", fontsize="small")
+    right.tick_params(labelsize="small")
+
+
+def plot_heads(heads: pd.DataFrame, axis: Axes) -> None:
+    """A measure of each head of each run, points by layer, colours for kappa; heads: kappa, layer, value."""
     if heads.empty:
         return label_empty(axis)
     palette = {kappa: kappa_colour(kappa) for kappa in sorted(heads["kappa"].unique())}
-    sns.stripplot(
-        heads, x="layer", y=column, hue="kappa", palette=palette, dodge=True, jitter=0.12, size=4, legend=False, ax=axis
-    )
+    rows = heads.assign(layer=heads["layer"] + 1)
+    style: dict[str, Any] = {"hue": "kappa", "palette": palette, "dodge": True, "jitter": False, "size": 4}
+    sns.stripplot(rows, x="layer", y="value", legend=False, alpha=0.7, ax=axis, **style)
     return None
 
 
@@ -198,6 +250,14 @@ def legend_kappas(axis: Axes, kappas: Sequence[float], **options: Any) -> None:
 def _by_kappa(table: pd.DataFrame) -> Iterator[tuple[float, pd.DataFrame]]:
     for kappa in sorted(table["kappa"].unique()):
         yield float(kappa), table[table["kappa"] == kappa]
+
+
+def _points(values: Sequence[float], place: float, axis: Axes, colour: Any, dark: Any) -> None:
+    """Points of runs beside their mean and its interval, at one place of an axis of categories."""
+    mean = mean_interval(values)
+    bar = [[mean.estimate - mean.low], [mean.high - mean.estimate]] if len(values) > 1 else None
+    axis.plot([place - 0.1] * len(values), values, "o", markersize=3.5, color=colour, alpha=0.6)
+    axis.errorbar([place + 0.08], [mean.estimate], yerr=bar, fmt="D", markersize=4.5, capsize=3, color=dark)
 
 
 def _band(line: pd.DataFrame, axis: Axes, colour: Any, label: str) -> None:

@@ -127,3 +127,17 @@ def shape_differences(shapes: pd.DataFrame, column: str, *, percent: bool = Fals
     difference = rows[column] - rows["baseline"]
     rows = rows.assign(difference=100 * difference / rows["baseline"] if percent else difference)
     return rows[[*keys, "kappa", "difference"]].astype({"difference": float}).reset_index(drop=True)
+
+
+def head_values(summary: pd.DataFrame, column: str, layers: int, heads: int) -> pd.DataFrame:
+    """A measure of every head at the best checkpoint, runs of one shape: seed, kappa, layer, head, value."""
+    runs = summary[(summary["layers"] == layers) & (summary["heads"] == heads)]
+    single = layers * heads == 1  # the record of a single head has no columns a head
+    rows = [
+        {"seed": run["seed"], "kappa": run["kappa"], "layer": layer, "head": head}
+        | {"value": float(run[column if single else f"{column}_{layer}_{head}"])}
+        for _, run in runs.iterrows()
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    return pd.DataFrame(rows, columns=["seed", "kappa", "layer", "head", "value"])

@@ -84,15 +84,16 @@ def order_over_kappa(kappas: pd.DataFrame) -> str:
 
 
 def course(means: pd.DataFrame, digits: int = 2) -> str:
-    """Where a mean over seeds starts, is largest and ends: "0.46 at the start, 7.1 at most (after 0.25 passes), ...".
+    """Where a mean over seeds starts and ends, and its largest value in between where that is elsewhere.
 
-    means: epoch, estimate; one kappa.
+    means: epoch, estimate; one kappa. "0.5 at the start, at most 8.0 (after 0.5 passes), 4.5 in the end".
     """
     if means.empty:
         return NOT_RUN
     first, most, last = means.iloc[0], means.sort_values("estimate").iloc[-1], means.iloc[-1]
     start, top, end = (signed(row["estimate"], digits).lstrip("+") for row in (first, most, last))
-    return f"{start} at the start, {top} at most ({passes(most['epoch'])}), {end} in the end"
+    between = f"at most {top} (after {passes(most['epoch'])}), " if top not in (start, end) else ""
+    return f"{start} at the start, {between}{end} in the end"
 
 
 def progress(sweep: SweepTables) -> str:

@@ -102,10 +102,12 @@ class SweepTables(RunTables):
 
     planned: one row a run of the file, in its order: the entries that vary, `run` (identity, "" where not run) and
     `state`, "recorded" or "not run". Records in the folder that are no run of the file are left out of all tables.
+    vocabulary: the words that the file keeps; None for all of the corpus.
     """
 
     name: str
     planned: pd.DataFrame
+    vocabulary: int | None
 
     @property
     def command(self) -> str:
@@ -142,7 +144,7 @@ def sweep_tables(path: str | Path) -> SweepTables:
         state=[RECORDED if folder else NOT_RUN for folder in folders],
     )
     tables = _tables([folder for folder in folders if folder])
-    return SweepTables(tables.summary, tables.curves, tables.arrays, path.stem, planned)
+    return SweepTables(tables.summary, tables.curves, tables.arrays, path.stem, planned, runs[0].vocabulary)
 
 
 def sweep_overview(sweeps: Iterable[SweepTables]) -> pd.DataFrame:
@@ -180,12 +182,18 @@ def frequency_perplexity(tables: RunTables) -> float:
 
 
 def vocabulary_name(tables: RunTables) -> str:
-    """What a caption says of the words of these runs: "full vocabulary (33,278 words)" or "reduced vocabulary (…)"."""
-    if tables.summary.empty:
+    """What a caption says of the words of these runs: "full vocabulary (33,278 words)" or "reduced vocabulary (…)".
+
+    Of a sweep without a record: what its file asks for, "full vocabulary" without the number. "not run" for no runs.
+    """
+    if not tables.summary.empty:
+        row = tables.summary.iloc[0]
+        reduced, words = bool(row["corpus_reduced_vocabulary"]), f" ({int(row['corpus_words']):,} words)"
+    elif isinstance(tables, SweepTables):
+        reduced, words = tables.vocabulary is not None, f" ({tables.vocabulary:,} words)" if tables.vocabulary else ""
+    else:
         return NOT_RUN
-    row = tables.summary.iloc[0]
-    kind = "reduced" if row["corpus_reduced_vocabulary"] else "full"
-    return f"{kind} vocabulary ({int(row['corpus_words']):,} words)"
+    return f"{'reduced' if reduced else 'full'} vocabulary{words}"
 
 
 def _records(folder: str | Path) -> list[Path]:

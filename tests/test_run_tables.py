@@ -106,8 +106,14 @@ def test_a_sweep_without_a_record_has_empty_tables_that_can_be_grouped(tmp_path)
     assert sweep.curves.groupby(["kappa", "epoch"])["valid_perplexity"].mean().empty
     assert sweep.eigenvalues().empty
     assert sweep.profiles().empty
-    assert vocabulary_name(sweep) == "not run"
+    assert vocabulary_name(sweep) == "full vocabulary"
     assert math.isnan(perplexity_floor(sweep))
+
+
+def test_a_reduced_vocabulary_is_named_with_its_words_before_anything_is_run(tmp_path):
+    (tmp_path / "none.yaml").write_text("fixed: {vocabulary: 8192}\nlists: {seed: [0, 1]}")
+    assert vocabulary_name(sweep_tables(tmp_path / "none.yaml")) == "reduced vocabulary (8,192 words)"
+    assert vocabulary_name(run_tables(tmp_path / "nowhere")) == "not run"
 
 
 def test_overview_counts_runs_and_names_the_command_only_where_something_is_missing(tmp_path, records):
