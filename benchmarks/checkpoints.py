@@ -1,4 +1,4 @@
-"""Reading a checkpoint's QK eigenspectrum, file to table: `qkrepro spectrum` against what is used today.
+"""Reading a checkpoint's QK eigenspectrum, file to table: the command `qkrepro spectrum` against what is used today.
 
     python benchmarks/checkpoints.py                                     # ours, and transformers with d × d eigenvalues
     python benchmarks/checkpoints.py --make-peer /tmp/peer               # installs TransformerLens there, measures it
@@ -24,16 +24,17 @@ from pathlib import Path
 import pandas as pd
 
 OURS = """
-import sys, time
+import os, sys, time
 begin = time.perf_counter(), time.process_time()
-import torch, pandas
-torch.set_num_threads({threads})
-from qkrepro.pretrained import qk_table
-from qkrepro.spectrum_table import spectrum_table
+os.environ |= {{"OMP_NUM_THREADS": "{threads}", "OPENBLAS_NUM_THREADS": "1"}}  # the command sets the second itself
+import qkrepro.cli, qkrepro.spectrum_command
 loaded = time.perf_counter(), time.process_time()
-table = qk_table({model!r}, moments_only={moments_only})
-assert len(table) == {heads}
-table.to_csv({out!r}, index=False)
+sys.argv = ["qkrepro", "spectrum", {model!r}, "--format", "csv", "--out", {out!r}, *{options!r}]
+try:
+    qkrepro.cli.main()
+except SystemExit as stopped:
+    assert not stopped.code
+assert sum(1 for _ in open({out!r})) == {heads} + 1
 """
 PLAIN = """
 import sys, time
@@ -146,9 +147,23 @@ def measurements(work: Path, cases: list[str], peer: str | None, threads: int) -
 
     found: dict[str, tuple[str, str]] = {}
 
-    def add(name: str, template: str, model: Path, heads: int, *, python: str = sys.executable, **more: bool) -> None:
-        values = {"model": str(model), "heads": heads, "threads": threads, "out": str(work / "table.csv"), **more}
-        found[name] = python, template.format(**{"moments_only": False, **values}) + REPORT
+    def add(
+        name: str,
+        template: str,
+        model: Path,
+        heads: int,
+        *,
+        python: str = sys.executable,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        values = {
+            "model": str(model),
+            "heads": heads,
+            "threads": threads,
+            "out": str(work / "table.csv"),
+            "options": options,
+        }
+        found[name] = python, template.format(**values) + REPORT
 
     if "minilm" in cases:
         add("minilm, ours", OURS, minilm_folder(), 72)
@@ -162,7 +177,7 @@ def measurements(work: Path, cases: list[str], peer: str | None, threads: int) -
     if "llama-7b" in cases:
         make_llama(work / "llama")
         add("llama-7b, ours", OURS, work / "llama", 1024)
-        add("llama-7b, ours, moments only", OURS, work / "llama", 1024, moments_only=True)
+        add("llama-7b, ours, moments only", OURS, work / "llama", 1024, options=("--moments-only",))
     return found
 
 

@@ -24,6 +24,7 @@ from qkrepro.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+PIECE = 2**19  # numbers of bfloat16 at a time
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what weights may be
 BITS = {
@@ -76,11 +77,17 @@ class SafetensorsFile:
 
     def array(self, name: str) -> NDArray[Any]:
         """As `read`, for NumPy, which does not know bfloat16: that becomes float32, exactly."""
-        entry, data = self.entries[name], self._bytes(name)
+        entry = self.entries[name]
         if entry.dtype != "BF16":
+            data = self._bytes(name)
             return data.view(FLOATS[entry.dtype]).reshape(entry.shape)
-        wide = np.zeros(len(data), np.uint16)  # a float32 for each, whose upper half are the bits of the bfloat16
-        wide[1::2] = data.view(np.uint16)
+        wide = np.empty((entry.end - entry.begin) // 2, np.uint32)  # each a float32: a bfloat16 and 16 zero bits
+        with _open(self.path) as file:
+            file.seek(entry.begin)
+            for start in range(0, len(wide), PIECE):
+                piece = wide[start : start + PIECE]
+                bits = self._next(file, 2 * len(piece), name).view(np.uint16)
+                np.left_shift(bits, np.uint32(16), out=piece)
         return wide.view(np.float32).reshape(entry.shape)
 
     def _bytes(self, name: str) -> NDArray[np.uint8]:
@@ -88,11 +95,15 @@ class SafetensorsFile:
         entry = self.entries[name]
         if entry.dtype not in FLOATS:
             raise CheckpointError(f"{self.path}: {name} is {entry.dtype}; allowed: {', '.join(FLOATS)}")
-        data = np.empty(entry.end - entry.begin, np.uint8)
         with _open(self.path) as file:
             file.seek(entry.begin)
-            if file.readinto(data.data) != len(data):
-                raise CheckpointError(f"{self.path}: {name} is cut off; the file has changed while it was read")
+            return self._next(file, entry.end - entry.begin, name)
+
+    def _next(self, file: Any, count: int, name: str) -> NDArray[np.uint8]:
+        """The next bytes of the file, all of them."""
+        data = np.empty(count, np.uint8)
+        if file.readinto(data.data) != count:
+            raise CheckpointError(f"{self.path}: {name} is cut off; the file has changed while it was read")
         return data
 
 

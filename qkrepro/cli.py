@@ -79,10 +79,18 @@ def figures(
     ] = "quick",
     force: Annotated[bool, typer.Option("--force", help="Execute notebooks that are up to date too.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only say what is stale; exit 1 when something is.")] = False,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Execute once more, apart, and compare; exit 1 when something differs.")
+    ] = False,
 ) -> None:
     """Execute the notebooks whose inputs changed and keep their outputs, numbers and figures."""
     from qkrepro.execution import run_figures
+    from qkrepro.repetition import repeat_figures
 
+    if repeat:
+        if repeat_figures(names or [], say=typer.echo):
+            raise typer.Exit(1)
+        return
     stale = run_figures(names or [], profile, force=force, check=check, say=typer.echo)
     if check and stale:
         raise typer.Exit(1)
@@ -166,6 +174,9 @@ def spectrum(
     seed: Annotated[int, typer.Option(help="Seed of the random heads.")] = 0,
 ) -> None:
     """Read the query-key eigenspectrum of every head of a checkpoint, beside what chance would give."""
+    import os
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # layers are read in threads: a product needs no more of them
     from qkrepro.spectrum_command import SpectrumRequest, run_spectrum
 
     run_spectrum(
