@@ -20,7 +20,7 @@ SITE = $(if $(filter quick,$(PROFILE)),_build/html,_build/$(PROFILE)/html)
 NOTEBOOK_ENV = -u MPLBACKEND -u COLUMNS OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 PYTHONHASHSEED=0 \
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 QKREPRO_NUMBERS=$(CURDIR)/_build/reexecuted
 
-.PHONY: help install book html serve archive test test-all lint notebooks unit slow pins clean distclean
+.PHONY: help install book html serve repeat archive test test-all lint notebooks unit slow pins clean distclean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -61,6 +61,9 @@ serve: $(STAMP) ## Serve the built site on this machine
 	@[ -f $(SITE)/index.html ] || { echo "make: $(SITE) is not built yet; run: make book PROFILE=$(PROFILE)"; exit 1; }
 	@echo "http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
+
+repeat: $(STAMP) ## Execute every notebook once more, apart, and compare the bytes
+	@$(BIN)/qkrepro figures --repeat
 
 archive: $(STAMP) ## Put all records, with their digests, into one archive
 	@$(BIN)/qkrepro archive

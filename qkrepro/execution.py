@@ -147,41 +147,48 @@ def execute(root: Path, chapter: Chapter, label: str = "") -> Cost:
 
     Raises NotebookError naming the cell and the error; the run that failed is kept under `_build/failed`.
     """
+    numbers = numbers_folder(chapter.profile)
+    with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
+        result, cost = run_apart(root, chapter, Path(scratch), label)
+        picture = central_figure(chapter, result)
+        chapter.target.parent.mkdir(parents=True, exist_ok=True)
+        numbers.mkdir(parents=True, exist_ok=True)
+        made = Path(scratch) / "numbers" / f"{chapter.name}.json"
+        if made.is_file():
+            replace_file(numbers / made.name, made.read_bytes())
+        if picture:
+            replace_file(root / CENTRAL_FIGURE[2], picture)
+        write_notebook(result, chapter.target)
+    return cost
+
+
+def run_apart(root: Path, chapter: Chapter, scratch: Path, label: str = "") -> tuple[NotebookNode, Cost]:
+    """Run one chapter in the empty folder `scratch` and touch nothing else; its numbers are in `scratch/numbers`.
+
+    Raises NotebookError naming the cell and the error; the run that failed is kept under `_build/failed`.
+    """
     from papermill import PapermillExecutionError
 
     from qkrepro.kernel import run_notebook
 
     inputs = digests(root, chapter)  # before the run: a module edited meanwhile makes the outputs stale
-    notebook = with_parameters(read_notebook(chapter.source), chapter.parameters)
-    numbers = numbers_folder(chapter.profile)
-    with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
-        draft, made = Path(scratch) / chapter.source.name, Path(scratch) / "numbers"
-        made.mkdir()
-        for path in sorted(numbers.glob("*.json")):
-            shutil.copy2(path, made)
-        write_notebook(notebook, draft)
-        start = time.perf_counter()
-        try:
-            cpu_s, peak_mb = run_notebook(
-                draft, chapter.source.parent, _environment(root, made, scratch), label, TIMEOUT
-            )
-        except PapermillExecutionError as error:
-            failed = root / "_build" / "failed" / draft.name
-            failed.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(draft, failed)
-            what = " ".join(str(error.evalue).split())
-            raise NotebookError(f"{chapter.name}, cell {error.cell_index}: {error.ename}: {what}") from error
-        cost = Cost(time.perf_counter() - start, cpu_s, peak_mb)
-        result = clean(read_notebook(draft), {"profile": chapter.profile, "inputs": inputs})
-        picture = central_figure(chapter, result)
-        chapter.target.parent.mkdir(parents=True, exist_ok=True)
-        numbers.mkdir(parents=True, exist_ok=True)
-        if (made / f"{chapter.name}.json").is_file():
-            replace_file(numbers / f"{chapter.name}.json", (made / f"{chapter.name}.json").read_bytes())
-        if picture:
-            replace_file(root / CENTRAL_FIGURE[2], picture)
-        write_notebook(result, chapter.target)
-    return cost
+    draft, made = scratch / chapter.source.name, scratch / "numbers"
+    made.mkdir()
+    for path in sorted(numbers_folder(chapter.profile).glob("*.json")):
+        shutil.copy2(path, made)
+    write_notebook(with_parameters(read_notebook(chapter.source), chapter.parameters), draft)
+    start = time.perf_counter()
+    try:
+        environment = _environment(root, made, str(scratch))
+        cpu_s, peak_mb = run_notebook(draft, chapter.source.parent, environment, label, TIMEOUT)
+    except PapermillExecutionError as error:
+        failed = root / "_build" / "failed" / draft.name
+        failed.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(draft, failed)
+        what = " ".join(str(error.evalue).split())
+        raise NotebookError(f"{chapter.name}, cell {error.cell_index}: {error.ename}: {what}") from error
+    cost = Cost(time.perf_counter() - start, cpu_s, peak_mb)
+    return clean(read_notebook(draft), {"profile": chapter.profile, "inputs": inputs}), cost
 
 
 def central_figure(chapter: Chapter, notebook: NotebookNode) -> bytes | None:

@@ -26,6 +26,7 @@ from qkrepro.figure_numbers import COMMITTED_PROFILE, book_root
 from qkrepro.interactive import write_interactive
 from qkrepro.notebooks import read_notebook
 from qkrepro.provenance import write_provenance
+from qkrepro.repetition import repetition_page
 from qkrepro.revision import book_revision, last_change
 from qkrepro.site_check import site_problems
 
@@ -93,6 +94,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     write_interactive(work)
     write_provenance(root, work, profile)
+    (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
     write_front_page(root, work, verdicts())
     return [page for page in _pages(toc) if page not in missing]
 
