@@ -27,7 +27,7 @@ try:
     cli.main()
 except SystemExit as stopped:
     assert not stopped.code
-print(*(name for name in {heavy!r} if name in sys.modules))
+print("imported", *(name for name in {heavy!r} if name in sys.modules))
 """
 
 
@@ -41,12 +41,12 @@ def run(model: Path, kind: str, out: Path, threads: int = 1) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
-    ).stdout.strip()
+    ).stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("kind", ["table", "csv", "json"])
 def test_a_safetensors_file_becomes_a_table_without_pytorch_or_pandas(model: Path, kind: str, tmp_path: Path) -> None:
-    assert run(model, kind, tmp_path / "heads") == ""
+    assert run(model, kind, tmp_path / "heads") == "imported"
     assert (tmp_path / "heads").stat().st_size > 500
 
 
