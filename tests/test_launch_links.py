@@ -11,6 +11,7 @@ from checkout_copy import Copy, make_copy
 from qkrepro.website import configuration
 
 URL = "https://github.com/example/book"
+pytestmark = pytest.mark.timeout(1500)  # a site is built
 KINDS = {  # what a link with the sample address leads to, and where in it the file of the repository is named
     "edit": re.compile(rf"^{URL}/edit/main/(.+)$"),
     "report": re.compile(rf"^{URL}/issues/new(?:\?.*)?$"),
