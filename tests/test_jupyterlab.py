@@ -40,15 +40,21 @@ def _laboratory(copy: Copy) -> Iterator[str]:
     with (copy.root / "laboratory.log").open("w") as log:
         server = subprocess.Popen(command, cwd=copy.root, env=environment, stdout=log, stderr=log)
     try:
-        for _ in range(120):
-            with suppress(OSError), urllib.request.urlopen(f"{address}/api", timeout=5):
-                break
-            assert server.poll() is None, (copy.root / "laboratory.log").read_text()[-2000:]
-            time.sleep(0.5)
+        _wait_until_it_answers(f"{address}/api", server, copy.root / "laboratory.log")
         yield address
     finally:
         server.terminate()
         server.wait(timeout=30)
+
+
+def _wait_until_it_answers(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError), urllib.request.urlopen(address, timeout=5):
+            return
+        assert server.poll() is None, log.read_text()[-2000:]
+        time.sleep(0.5)
+    raise AssertionError(f"JupyterLab does not answer after {SECONDS} s: {log.read_text()[-2000:]}")
 
 
 def test_a_chapter_opens_in_jupyterlab_and_runs_to_its_end(copy: Copy) -> None:
