@@ -7,7 +7,7 @@ from scipy import stats
 
 from qkrepro.intervals import t_interval
 from qkrepro.run_comparisons import FEWEST_KAPPAS, mean_interval
-from qkrepro.run_tables import NOT_RUN, SweepTables
+from qkrepro.run_tables import NOT_RUN, RunTables, SweepTables
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -101,6 +101,15 @@ def progress(sweep: SweepTables) -> str:
     done = len(sweep.summary)
     told = f"{done} of {len(sweep.planned)} runs recorded"
     return told if done == len(sweep.planned) else f"{told}; the rest is completed by {sweep.command}"
+
+
+def still_improving(tables: RunTables) -> str:
+    """How many runs had their best validation loss at their last evaluation, and were so stopped on the way down."""
+    if tables.summary.empty:
+        return NOT_RUN
+    last = tables.summary["run"].map(tables.curves.groupby("run")["epoch"].max())
+    count, runs = int((tables.summary["best_epoch"] >= last).sum()), len(tables.summary)
+    return f"{count} of {runs} runs had their best validation perplexity at their last evaluation"
 
 
 def _at(row: pd.Series, unit: str) -> str:

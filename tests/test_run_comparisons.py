@@ -23,7 +23,16 @@ from qkrepro.run_comparisons import (
     shape_differences,
     shape_runs,
 )
-from qkrepro.run_findings import change, course, gap_over_training, last_gain, order_over_kappa, passes, signed
+from qkrepro.run_findings import (
+    change,
+    course,
+    gap_over_training,
+    last_gain,
+    order_over_kappa,
+    passes,
+    signed,
+    still_improving,
+)
 from qkrepro.run_tables import RunTables
 
 T2 = 4.302652730  # 97.5% point of Student's t with two degrees of freedom
@@ -219,3 +228,10 @@ def test_order_over_kappa_is_the_rank_correlation_of_scipy():
 def test_numbers_have_a_true_minus_and_zero_has_no_sign():
     assert (signed(-0.531), signed(1.3, 1), signed(-0.001), signed(0.0)) == ("−0.53", "+1.3", "0.00", "0.00")
     assert (passes(1.0), passes(0.25), passes(3.9999)) == ("1 pass", "0.25 passes", "4 passes")
+
+
+def test_a_run_improves_still_when_its_best_evaluation_is_its_last():
+    ends = pd.DataFrame({"run": ["a", "b"], "best_epoch": [2.0, 1.0]})
+    evaluations = pd.DataFrame({"run": ["a", "a", "b", "b"], "epoch": [1.0, 2.0, 1.0, 2.0]})
+    assert still_improving(RunTables(ends, evaluations, [])).startswith("1 of 2 runs")
+    assert still_improving(RunTables(ends.iloc[:0], evaluations, [])) == "not run"
