@@ -127,9 +127,10 @@ def test_the_map_names_every_page_and_the_question_of_every_chapter(copy: Copy) 
         for part in toc["parts"]
     ]
     text = chapter_map(copy.root, {"root": toc["root"], "parts": there})
-    for page in (chapter["file"] for part in there for chapter in part["chapters"]):
-        (line,) = (line for line in text.splitlines() if f"{{doc}}`../{page}`" in line)
-        assert not page.startswith("notebooks/") or line.split("|")[2].strip().endswith(("?", ".", "`", ")")), line
+    for part in there:
+        for page in (chapter["file"] for chapter in part["chapters"]):
+            (line,) = (line for line in text.splitlines() if f"{{doc}}`../{page}`" in line)
+            assert not part.get("numbered") or line.split("|")[2].strip().endswith(("?", ".", "`", ")")), line
 
 
 def test_reading_takes_a_minute_for_180_words(tmp_path: Path) -> None:
