@@ -50,7 +50,7 @@ def colab_cell(url: str, branch: str) -> str:
         '%pip install -q "./book[plots,minilm,hub]" myst-nb',
         "%cd book/notebooks",
     ]
-    return "```python\n" + "\n".join(lines) + "\n```\n"
+    return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
 def answer_line(table: pd.DataFrame) -> str:

@@ -53,13 +53,18 @@ def start_table(curves: pd.DataFrame) -> pd.DataFrame:
     curves: start, seed, update, train_loss, valid_loss, valid_entropy. early_loss is the mean training loss over the
     updates of the first half (each row of train_loss is a mean over the updates since the row before); early_entropy
     the mean attention entropy of the evaluations in it; first_entropy and last_entropy those at both ends; last_loss
-    the last validation loss. Losses nats a token, entropies nats.
+    the last validation loss. Losses nats a token, entropies nats. Raises ArgumentError for a run without an evaluation
+    in the first half of its training.
     """
     rows = []
     for (start, seed), run in curves.groupby(["start", "seed"], sort=False):
         run = run.sort_values("update")
         early = run[run["update"] <= run["update"].max() / 2]
         since = early["update"].diff().iloc[1:].to_numpy(float)  # updates that each row of train_loss is a mean over
+        if not since.size:
+            raise ArgumentError(
+                f"curves of start {start}, seed {seed} have no evaluation in the first half; allowed: some"
+            )
         entropy = run["valid_entropy"].to_numpy(float)
         row: dict[str, Any] = {"start": start, "seed": seed}
         row |= {"early_loss": float(np.average(early["train_loss"].iloc[1:].to_numpy(float), weights=since))}

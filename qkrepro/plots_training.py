@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from qkrepro.run_comparisons import mean_interval
 from qkrepro.run_findings import passes
@@ -272,6 +272,9 @@ def _plain_log(axis: Axes) -> None:
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     steps = [step * 10.0**power for power in range(-3, 6) for step in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7)]
-    axis.set_yticks([step for step in steps if low <= step <= high])
+    ticks = [step for step in steps if low <= step <= high]
+    if len(ticks) < 3:  # a narrow range: the usual ticks of a linear axis
+        ticks = [step for step in MaxNLocator(5).tick_values(low, high) if low <= step <= high]
+    axis.set_yticks(ticks)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())

@@ -99,6 +99,13 @@ def test_early_loss_is_the_mean_over_the_updates_of_the_first_half():
     assert (row["first_entropy"], row["last_entropy"], row["last_loss"]) == (4.5, 2.5, 5)
 
 
+def test_a_run_without_an_evaluation_in_its_first_half_is_refused():
+    few = curves(xavier=resting())
+    few = few[few["update"].isin([0, TIME[-1]])]
+    with pytest.raises(ArgumentError, match="first half"):
+        start_table(few)
+
+
 def test_gaps_are_paired_by_seed_and_update():
     gaps = gaps_to_reference(curves(xavier=resting(), collapsed=resting() + 0.25), "valid_loss")
     assert set(gaps["start"]) == {"collapsed"}

@@ -156,3 +156,12 @@ def test_every_kappa_has_one_colour_and_one_name():
     assert len({str(kappa_colour(kappa)) for kappa in kappas}) == 5
     assert [kappa_label(kappa) for kappa in kappas[:3]] == ["κ = 0 (baseline)", "κ = 0.0001", "κ = 0.001"]
     assert (epoch_label(0.0), epoch_label(0.25025)) == ("start", "after 0.25 passes")
+
+
+@pytest.mark.parametrize("perplexities", [(17.4, 18.1), (100.0, 350.0)])
+def test_a_logarithmic_axis_has_labelled_ticks_however_narrow_its_range(axes, perplexities):
+    plot_means(means(0.0, *perplexities).assign(low=perplexities, high=perplexities), axes[0], log=True)
+    axes[0].figure.canvas.draw()
+    low, high = axes[0].get_ylim()
+    shown = [tick for tick in axes[0].yaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert sum(bool(tick.label1.get_text()) for tick in shown) >= 3
