@@ -70,6 +70,16 @@ def claims(
 
 
 @app.command()
+def colab() -> None:
+    """Put the first cell for Colab into every notebook while _config.yml has a public address, else take it out."""
+    from qkrepro.colab import write_colab_cells
+    from qkrepro.figure_numbers import book_root
+
+    changed = write_colab_cells(book_root())
+    typer.echo("\n".join(changed) or "no notebook changed: each already is as _config.yml says")
+
+
+@app.command()
 def figures(
     names: Annotated[
         list[str] | None, typer.Argument(help="Notebooks, such as 03_signal_propagation; none: all.")

@@ -25,7 +25,6 @@ def write_front_page(root: Path, work: Path, table: pd.DataFrame) -> None:
         "edition.md": edition_line(root, config["repository"].get("url") or "", reading_minutes(work, toc)),
         "answer.md": answer_line(table),
         "chapters.md": chapter_map(work, toc),
-        "colab.md": colab_cell(config["repository"].get("url") or "", config["repository"].get("branch", "main")),
     }
     for name, text in parts.items():
         (work / "book" / "generated" / name).write_text(text, encoding="utf-8")
@@ -39,18 +38,6 @@ def edition_line(root: Path, url: str, minutes: int) -> str:
         report = "found an error? Tell who gave you this copy, with the revision and the page"
     about = f"Version {__version__} · revision {revision} · last updated {last_change(root)}"
     return f":::{{container}} edition\n{about} · {_hours(minutes)} to read in all · {report}\n:::\n"
-
-
-def colab_cell(url: str, branch: str) -> str:
-    """The cell that makes a chapter work on Colab with the PyTorch that is there, MyST; url is empty without one."""
-    if not url:
-        return "(This copy has no public address yet, so Colab has nothing to fetch. With one, the cell stands here.)\n"
-    lines = [
-        f"!git clone -q --depth 1 --branch {branch} {url.rstrip('/')} book",
-        '%pip install -q "./book[plots,minilm,hub]" myst-nb',
-        "%cd book/notebooks",
-    ]
-    return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
 def answer_line(table: pd.DataFrame) -> str:

@@ -22,10 +22,13 @@ from qkrepro.errors import NotebookError, check_choice
 from qkrepro.figure_numbers import COMMITTED_PROFILE, FOLDER_VARIABLE, book_root, numbers_folder
 from qkrepro.notebooks import (
     clean,
+    code_cells,
+    colab_cell,
     default_parameters,
     plain_value,
     read_notebook,
     replace_file,
+    with_colab_cell,
     with_parameters,
     write_notebook,
 )
@@ -138,7 +141,7 @@ def stale_inputs(root: Path, chapter: Chapter) -> list[str]:
 
 def digests(root: Path, chapter: Chapter) -> dict[str, str]:
     """Digests of what the outputs of a chapter follow from."""
-    cells = [cell.source for cell in read_notebook(chapter.source).cells if cell.cell_type == "code"]
+    cells = [cell.source for cell in code_cells(read_notebook(chapter.source))]
     return input_digests(root, cells, chapter.parameters, chapter.reads)
 
 
@@ -176,7 +179,9 @@ def run_apart(root: Path, chapter: Chapter, scratch: Path, label: str = "") -> t
     made.mkdir()
     for path in sorted(numbers_folder(chapter.profile).glob("*.json")):
         shutil.copy2(path, made)
-    write_notebook(with_parameters(read_notebook(chapter.source), chapter.parameters), draft)
+    source = with_parameters(read_notebook(chapter.source), chapter.parameters)
+    for_colab = colab_cell(source)  # not run here: with and without it the same bytes come out
+    write_notebook(with_colab_cell(source, None), draft)
     start = time.perf_counter()
     try:
         environment = _environment(root, made, str(scratch))
@@ -188,7 +193,8 @@ def run_apart(root: Path, chapter: Chapter, scratch: Path, label: str = "") -> t
         what = " ".join(str(error.evalue).split())
         raise NotebookError(f"{chapter.name}, cell {error.cell_index}: {error.ename}: {what}") from error
     cost = Cost(time.perf_counter() - start, cpu_s, peak_mb)
-    return clean(read_notebook(draft), {"profile": chapter.profile, "inputs": inputs}), cost
+    result = clean(read_notebook(draft), {"profile": chapter.profile, "inputs": inputs})
+    return with_colab_cell(result, for_colab), cost
 
 
 def central_figure(chapter: Chapter, notebook: NotebookNode) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Notebooks as files: read, write whole or not at all, their parameters cell, and outputs without a run's traces."""
+"""Notebooks as files: read, write whole or not at all, the cells with a role, and outputs without a run's traces."""
 
 import ast
 import os
@@ -10,6 +10,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from qkrepro.errors import NotebookError
+
+COLAB = "colab"  # tag of the cell that `colab` writes; no output follows from it
 
 
 def read_notebook(path: Path) -> NotebookNode:
@@ -23,6 +25,26 @@ def read_notebook(path: Path) -> NotebookNode:
 def write_notebook(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
     replace_file(path, (nbformat.writes(notebook).rstrip() + "\n").encode())
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The code cells that make the outputs, in order: all but the one for Colab."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and not _is_for_colab(cell)]
+
+
+def colab_cell(notebook: NotebookNode) -> NotebookNode | None:
+    """The cell for Colab as it was written, whoever ran it since; None where there is none."""
+    found = next(filter(_is_for_colab, notebook.cells), None)
+    return found and nbformat.from_dict({**found, "execution_count": None, "outputs": []})
+
+
+def with_colab_cell(notebook: NotebookNode, cell: NotebookNode | None) -> NotebookNode:
+    """The notebook with this cell before its first code cell, and no other one for Colab; None: with none."""
+    cells = [each for each in notebook.cells if not _is_for_colab(each)]
+    if cell is not None:
+        cells.insert(next((i for i, each in enumerate(cells) if each.cell_type == "code"), len(cells)), cell)
+    notebook.cells = cells
+    return notebook
 
 
 def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
@@ -106,3 +128,7 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def _is_for_colab(cell: NotebookNode) -> bool:
+    return COLAB in cell.metadata.get("tags", [])

@@ -20,11 +20,12 @@ import yaml
 
 from qkrepro import __version__
 from qkrepro.claims import verdicts, write_pages
+from qkrepro.colab import outdated_colab_cells
 from qkrepro.edition import write_front_page
 from qkrepro.errors import SiteError
 from qkrepro.figure_numbers import COMMITTED_PROFILE, book_root
 from qkrepro.interactive import write_interactive
-from qkrepro.notebooks import read_notebook
+from qkrepro.notebooks import code_cells, read_notebook
 from qkrepro.provenance import write_provenance
 from qkrepro.repetition import repetition_page
 from qkrepro.revision import book_revision, last_change
@@ -37,10 +38,14 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Ca
     """Build the site of a profile and return its folder.
 
     draft: leave out pages of the table of contents that are not there yet, and only tell what is wrong.
-    Raises SiteError when Sphinx warns, a page or picture is missing, a link inside the site is broken, or a page would
-    load something from another host.
+    Raises SiteError when Sphinx warns, a page or picture is missing, a link inside the site is broken, a page would
+    load something from another host, or the button for Colab would lead to a notebook that cannot run there.
     """
     root, start = book_root(), time.perf_counter()
+    if (outdated := outdated_colab_cells(root)) and not draft:
+        raise SiteError(
+            f"the cell for Colab does not fit _config.yml in {', '.join(outdated)}; run `qkrepro colab` first"
+        )
     place = root / "_build" / profile
     place.mkdir(parents=True, exist_ok=True)
     target = root / "_build" / "html" if profile == COMMITTED_PROFILE else place / "html"
@@ -103,7 +108,7 @@ def unusable_notebooks(work: Path, pages: Sequence[str]) -> list[str]:
     """Notebooks among the pages with a code cell that was not executed, or that failed."""
     found = []
     for path in (source for page in pages if (source := _source(work, page)) and source.suffix == ".ipynb"):
-        cells = [cell for cell in read_notebook(path).cells if cell.cell_type == "code"]
+        cells = code_cells(read_notebook(path))
         if not all(cell.execution_count for cell in cells):
             found.append(f"{path.stem} has cells that were not executed")
         if any(output.output_type == "error" for cell in cells for output in cell.outputs):

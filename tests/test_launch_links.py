@@ -26,6 +26,7 @@ def linked(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     """A copy with a sample address, and its site built strictly."""
     copy = make_copy(tmp_path_factory.mktemp("linked"))
     copy.change("_config.yml", 'url: ""', f"url: {URL}/")
+    assert copy.qkrepro("colab").returncode == 0
     done = copy.qkrepro("html")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return copy
@@ -65,6 +66,20 @@ def test_every_launch_button_and_edit_link_leads_to_a_file_that_is_there(linked:
     for page in [*(site / "book").glob("*.html"), *(site / "notebooks").glob("*.html")]:
         for kind, files in _links(page).items():
             assert all((linked.root / file).is_file() for file in files if file), f"{page.stem}: {kind} {files}"
+
+
+@pytest.mark.slow
+def test_no_page_shows_the_cell_for_colab_and_the_chapters_read_the_same(linked: Copy, built: Copy) -> None:
+    for page in sorted((linked.root / "_build" / "html" / "notebooks").glob("*.html")):
+        with_cell, without = (
+            _article(copy.root / "_build" / "html" / "notebooks" / page.name) for copy in (linked, built)
+        )
+        assert with_cell == without, page.stem
+
+
+def _article(page: Path) -> str:
+    """What a page says, without the bars around it."""
+    return re.search(r"<article.*</article>", page.read_text(encoding="utf-8"), re.DOTALL)[0]
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import yaml
 from nbformat import NotebookNode
 
 from qkrepro.claims import CLAIMS, changed_verdicts, verdicts, write_pages
+from qkrepro.colab import outdated_colab_cells
 from qkrepro.execution import find_chapters, run_figures
-from qkrepro.notebooks import default_parameters, read_notebook
+from qkrepro.notebooks import code_cells, default_parameters, read_notebook
 
 ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -22,12 +23,8 @@ SHORT, LONGEST_CELL = 25, 40  # lines: of most cells, of any cell
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
-def _code(notebook: NotebookNode) -> list[NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
 def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
-    return [output for cell in _code(notebook) for output in cell.outputs]
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
 
 
 def _tags(cell: NotebookNode) -> list[str]:
@@ -41,7 +38,7 @@ def _text(output: NotebookNode) -> str:
 
 @each_notebook
 def test_every_code_cell_was_executed_in_order(path: Path) -> None:
-    cells = _code(read_notebook(path))
+    cells = code_cells(read_notebook(path))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
 
 
@@ -55,7 +52,7 @@ def test_outputs_hold_no_error_no_stderr_and_no_path_of_a_machine(path: Path) ->
 
 @each_notebook
 def test_cells_are_short(path: Path) -> None:
-    lengths = [len(cell.source.splitlines()) for cell in _code(read_notebook(path))]
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(read_notebook(path))]
     assert max(lengths) <= LONGEST_CELL
     assert sorted(lengths)[len(lengths) * 3 // 4] <= SHORT
 
@@ -63,7 +60,7 @@ def test_cells_are_short(path: Path) -> None:
 @each_notebook
 def test_parameters_come_first_with_the_profile_and_a_handful_of_values(path: Path) -> None:
     notebook = read_notebook(path)
-    first = _code(notebook)[0]
+    first = code_cells(notebook)[0]
     assert "parameters" in _tags(first)
     assert first.source.startswith('profile = "quick"\n')
     assert 2 <= len(default_parameters(notebook)) <= 14
@@ -79,7 +76,9 @@ def test_metadata_holds_the_kernel_the_profile_and_the_digests_only(path: Path) 
 
 @each_notebook
 def test_every_figure_has_a_name_a_caption_and_a_text_for_who_cannot_see_it(path: Path) -> None:
-    cells = [cell for cell in _code(read_notebook(path)) if any("image/png" in o.get("data", {}) for o in cell.outputs)]
+    cells = [
+        cell for cell in code_cells(read_notebook(path)) if any("image/png" in o.get("data", {}) for o in cell.outputs)
+    ]
     assert cells
     for cell in cells:
         described = cell.metadata.get("mystnb", {})
@@ -115,11 +114,15 @@ def test_committed_outputs_are_current() -> None:
     assert run_figures(check=True, say=said.append) == [], said
 
 
+def test_each_has_the_cell_for_colab_exactly_while_there_is_a_public_address() -> None:
+    assert outdated_colab_cells(ROOT) == [], "the address in _config.yml changed; run `qkrepro colab`"
+
+
 def test_names_of_figures_and_glued_keys_are_unique_in_the_book() -> None:
     names: Counter[str] = Counter()
     for path in PATHS:
         notebook = read_notebook(path)
-        names.update(cell.metadata.get("mystnb", {}).get("figure", {}).get("name", "") for cell in _code(notebook))
+        names.update(cell.metadata.get("mystnb", {}).get("figure", {}).get("name", "") for cell in code_cells(notebook))
         glued = {
             output.metadata.get("scrapbook", {}).get("name", "") for output in _outputs(notebook) if "data" in output
         }

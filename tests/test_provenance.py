@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,7 @@ import yaml
 from checkout_copy import Copy
 
 from qkrepro.claims import CLAIMS, verdicts
-from qkrepro.edition import answer_line, chapter_map, colab_cell, edition_line, page_minutes
+from qkrepro.edition import answer_line, chapter_map, edition_line, page_minutes
 from qkrepro.provenance import (
     FigureOrigin,
     RecordOrigin,
@@ -109,14 +108,6 @@ def test_an_error_is_reported_at_the_repository_or_to_who_gave_the_copy() -> Non
     assert "(https://example.org/o/r/issues/new)" in edition_line(ROOT, "https://example.org/o/r/", 7)
     assert "](" not in edition_line(ROOT, "", 7)
     assert "about 7 minutes" in edition_line(ROOT, "", 7)
-
-
-def test_the_cell_for_colab_names_the_address_and_extras_that_are_there() -> None:
-    assert "git clone" not in colab_cell("", "main")
-    cell = colab_cell("https://example.org/o/r/", "main")
-    assert "--branch main https://example.org/o/r book" in cell
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert set(re.search(r"\./book\[([a-z,]+)\]", cell)[1].split(",")) <= set(extras)
 
 
 def test_the_map_names_every_page_and_the_question_of_every_chapter(copy: Copy) -> None:
