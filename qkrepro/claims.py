@@ -102,13 +102,13 @@ def judge(entry: Claim, tables: Tables) -> Verdict:
         ) from error
 
 
-def verdicts(folder: Path | None = None) -> pd.DataFrame:
-    """All claims with their verdicts from the committed numbers, one row a claim, in the order of claims.yaml.
+def verdicts(folder: Path | None = None, chapters: Sequence[str] | None = None) -> pd.DataFrame:
+    """Claims (of these chapters; default all) with their verdicts from the committed numbers, in order of claims.yaml.
 
     A chapter without saved numbers gives "not run" and what completes it.
     """
     rows = []
-    for entry in CLAIMS:
+    for entry in (each for each in CLAIMS if chapters is None or each.chapter in chapters):
         verdict = _stored_verdict(entry, folder or numbers_folder())
         rows.append(
             {

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,11 @@ def _print_version(wanted: bool) -> None:
 
         typer.echo(f"qkrepro {__version__}")
         raise typer.Exit
+
+
+def _verdict_line(row: Any) -> str:
+    """A row of `claims.verdicts` in a terminal."""
+    return f"{row.outcome:15} {row.claim} ({row.provenance}): {row.because}"
 
 
 @app.callback()
@@ -61,7 +66,7 @@ def claims(
 
     table = verdicts()
     for row in table.itertuples():
-        typer.echo(f"{row.outcome:15} {row.claim} ({row.provenance}): {row.because}")
+        typer.echo(_verdict_line(row))
     if write:
         write_pages()
     elif changed := changed_verdicts(table):
@@ -93,8 +98,10 @@ def figures(
         bool, typer.Option("--repeat", help="Execute once more, apart, and compare; exit 1 when something differs.")
     ] = False,
 ) -> None:
-    """Execute the notebooks whose inputs changed and keep their outputs, numbers and figures."""
+    """Execute the notebooks whose inputs changed and keep their outputs, numbers and figures; print their verdicts."""
+    from qkrepro.claims import verdicts
     from qkrepro.execution import run_figures
+    from qkrepro.figure_numbers import COMMITTED_PROFILE
     from qkrepro.repetition import repeat_figures
 
     if repeat:
@@ -104,6 +111,9 @@ def figures(
     stale = run_figures(names or [], profile, force=force, check=check, say=typer.echo)
     if check and stale:
         raise typer.Exit(1)
+    if not check and profile == COMMITTED_PROFILE:
+        for row in verdicts(chapters=stale).itertuples():
+            typer.echo(_verdict_line(row))
 
 
 @app.command()

@@ -27,6 +27,7 @@ from qkrepro.figure_numbers import COMMITTED_PROFILE, book_root
 from qkrepro.interactive import write_interactive
 from qkrepro.notebooks import code_cells, read_notebook
 from qkrepro.provenance import write_provenance
+from qkrepro.reading_path import reading_path
 from qkrepro.repetition import repetition_page
 from qkrepro.revision import book_revision, last_change
 from qkrepro.site_check import site_problems
@@ -101,6 +102,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     write_provenance(root, work, profile)
     (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
     write_front_page(root, work, verdicts())
+    (work / "book" / "generated" / "path.md").write_text(reading_path(work), encoding="utf-8")
     return [page for page in _pages(toc) if page not in missing]
 
 
