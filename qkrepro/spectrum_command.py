@@ -166,7 +166,8 @@ Rows = tuple[Columns, NDArray[np.complex128] | None, list[str]]  # of a layer, i
 def _tables(towers: list[Tower], wanted: list[int] | None, options: TableOptions, *, keep: bool) -> Iterator[Rows]:
     """Read the chosen layers, with a bar on a terminal's stderr, and yield their rows; keep: eigenvalues too."""
     chosen = [(tower, layer) for tower in towers for layer in chosen_layers(tower.sizes.layers, wanted)]
-    chance = Chance(options)
+    threads = _threads()
+    chance = Chance(options, threads)
 
     def rows(place: tuple[Tower, int]) -> list[Rows]:
         layer = read_layer(*place)
@@ -174,7 +175,7 @@ def _tables(towers: list[Tower], wanted: list[int] | None, options: TableOptions
         tables = layer_tables(layer, options, chance)
         return [(columns, eigenvalues if keep else None, said) for columns, eigenvalues in tables]
 
-    for tables in _with_bar(_in_order(rows, chosen, _threads()), len(chosen)):
+    for tables in _with_bar(_in_order(rows, chosen, threads), len(chosen)):
         yield from tables
 
 

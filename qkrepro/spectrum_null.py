@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from qkrepro.gaussian_profile import gaussian_profile, limit_law, profile_localization
 from qkrepro.head_products import Array, HeadProducts, products_in_covariance, random_products
+from qkrepro.normal_law import normal_cdf
 
 THETA = np.arange(1, 101) / 100  # locations of the profiles behind localization
-PIECE = 2**18  # numbers of profiles at a time
+PIECE = 2**16  # numbers of profiles at a time, which stay in the cache
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,21 @@ def localization_of(trace: Array, trace_sq: Array, frobenius_sq: Array, temperat
 def null_localization(draws: NullDraws, frobenius_sq: Array, temperature: float) -> Array:
     """Localization index of the random heads scaled to each head's Frobenius norm, (heads, draws).
 
-    A head of norm s at temperature λ has the profile of the same head of norm 1 at λ/s, whose moments all heads share.
+    A head of norm s at temperature λ has the profile of the same head of norm 1 at λ/s. All heads share the moments of
+    those, hence the law of their logits and its part below the lower threshold: only the upper one is a head's own.
     """
+    gamma, spread_sq, lower, _ = limit_law(THETA, temperature)
     trace, trace_sq = draws.trace[:, None], np.clip(draws.trace_sq, -1, 1)[:, None]  # (draws, 1)
+    mean = gamma * trace  # (draws, 100), as the next
+    std = np.sqrt(gamma**2 + spread_sq + gamma**2 * trace_sq)
+    std *= np.where(mean < lower, -1, 1)  # a sign, so that Φ is computed in the nearer tail
+    below = normal_cdf((lower - mean) / std)
     index = np.empty((len(frobenius_sq), len(trace)))
-    step = max(1, PIECE // (len(trace) * len(THETA)))
+    step = max(1, PIECE // mean.size)
     for start in range(0, len(index), step):
         norm_sq = frobenius_sq[start : start + step, None, None]
         with np.errstate(invalid="ignore", divide="ignore"):
-            law = limit_law(THETA, temperature / np.sqrt(norm_sq))
-            rho = gaussian_profile(*law, trace, trace_sq, np.ones(()))  # (heads, draws, 100)
+            upper = temperature / np.sqrt(norm_sq)
+            rho = np.abs(normal_cdf((upper - mean) / std) - below)  # (heads, draws, 100)
             index[start : start + step] = profile_localization(THETA, np.where(norm_sq > 0, rho, 1.0))[0]
     return index

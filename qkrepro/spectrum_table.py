@@ -6,8 +6,10 @@ them (zeros included), `_head` for the d_head that can differ from zero. COLUMNS
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -89,9 +91,13 @@ class TableOptions:
 
 @dataclass(frozen=True)
 class Chance:
-    """The random heads of each shape of head, drawn when first needed; threads wait for each other's draws."""
+    """The random heads of each shape of head, drawn when first needed; threads wait for each other's draws.
+
+    threads: that compute the eigenvalues of the draws, while those that wait do nothing.
+    """
 
     options: TableOptions
+    threads: int = 1
     drawn: dict[tuple[int, int], NullDraws] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
@@ -99,7 +105,7 @@ class Chance:
         """The statistics of random heads of this shape."""
         with self.lock:
             if (d_head, d_model) not in self.drawn:
-                self.drawn[d_head, d_model] = _null(d_head, d_model, self.options, None, None)
+                self.drawn[d_head, d_model] = _null(d_head, d_model, self.options, threads=self.threads)
             return self.drawn[d_head, d_model]
 
 
@@ -135,13 +141,13 @@ def layer_tables(
     """The rows of a layer with the eigenvalues behind them, (heads, d_head), None without; one pair a distance."""
     read = layer.folded() if options.fold_norm else layer
     products = head_products(read.w_q, read.w_k)
-    null = _null_of_layer(layer, products, options, chance)
+    drawn = cache(lambda: _null_of_layer(layer, products, options, chance))
     tables = []
     for distance in options.distances:
         if distance != 0 and layer.rotary is None:
             raise ArgumentError(f"distance is {distance:g}; allowed: 0, since this model has no rotary positions")
         core = read.core(distance, gains=options.fold_norm)
-        tables.append(_columns(layer, read, products.between(core), distance, null, options))
+        tables.append(_columns(layer, read, products.between(core), distance, drawn, options))
     return tables
 
 
@@ -155,24 +161,26 @@ def _columns(
     read: QKLayer,
     products: HeadProducts,
     distance: float,
-    null: NullDraws,
+    drawn: Callable[[], NullDraws],
     options: TableOptions,
 ) -> tuple[Columns, NDArray[np.complex128] | None]:
+    """What the heads are first, then where chance would stand: another thread may be drawing what chance gives."""
     columns: dict[str, Any] = {"part": layer.part} if layer.part else {}
     columns |= {"layer": layer.layer, "head": range(layer.heads)}
     if layer.rotary is not None:
         columns["distance"] = distance
     columns |= {"d_model": products.d_model, "d_head": products.d_head, "temperature": 1 / layer.multiplier}
     columns |= _moments(products)
-    columns |= _against_chance(columns, null)
     eigenvalues = None if options.moments_only else products.eigenvalues()  # (heads, d_head)
     if eigenvalues is not None:
-        columns |= _of_eigenvalues(eigenvalues, null)
-    located, located_null = _located(layer, products, distance, null, options)
+        columns |= _of_eigenvalues(eigenvalues)
+    located = _located(layer, products, distance, options)
     index, columns["centre"], columns["level"] = localization_of(*located, 1 / layer.multiplier)
+    columns |= {"localization": index, "key_bias": _key_bias(read, products)}
+    columns |= _against_chance(columns, drawn())
+    located_null = drawn() if options.covariances is None else _null_in_covariance(layer, products, options)
     random_index = null_localization(located_null, located[2], 1 / layer.multiplier)  # (heads, draws)
-    columns |= {"localization": index, "localization_percentile": percentile(index, random_index)}
-    columns["key_bias"] = _key_bias(read, products)
+    columns["localization_percentile"] = percentile(index, random_index)
     return {name: _listed(columns[name], layer.heads) for name in COLUMNS if name in columns}, eigenvalues
 
 
@@ -193,34 +201,42 @@ def _moments(products: HeadProducts) -> dict[str, Array]:
     return columns
 
 
-def _of_eigenvalues(eigenvalues: NDArray[np.complex128], null: NullDraws) -> dict[str, Array]:
+def _of_eigenvalues(eigenvalues: NDArray[np.complex128]) -> dict[str, Array]:
     mean = eigenvalues.mean(-1, keepdims=True)
-    share, variance = top_share(eigenvalues), relative_variance(eigenvalues)
-    columns = {"top_share": share, "relative_variance": variance}
-    columns["eigen_spread_head"] = (np.abs(eigenvalues - mean) ** 2).mean(-1)
-    if null.top_share is not None and null.relative_variance is not None:
-        columns["top_share_z"] = z_score(share, null.top_share)
-        columns["relative_variance_percentile"] = percentile(variance, null.relative_variance)
-    return columns
+    return {
+        "top_share": top_share(eigenvalues),
+        "relative_variance": relative_variance(eigenvalues),
+        "eigen_spread_head": (np.abs(eigenvalues - mean) ** 2).mean(-1),
+    }
 
 
 def _against_chance(columns: Mapping[str, Array], null: NullDraws) -> dict[str, Array]:
     with np.errstate(invalid="ignore"):  # W = 0 has no scale: NaN
-        return {
+        found = {
             "trace_z": z_score(columns["trace"] / columns["frobenius"], null.trace),
             "symmetric_share_z": z_score(columns["symmetric_share"], (1 + null.trace_sq) / 2),
         }
+    if null.top_share is not None and null.relative_variance is not None:
+        found["top_share_z"] = z_score(columns["top_share"], null.top_share)
+        found["relative_variance_percentile"] = percentile(columns["relative_variance"], null.relative_variance)
+    return found
 
 
 def _located(
-    layer: QKLayer, products: HeadProducts, distance: float, null: NullDraws, options: TableOptions
-) -> tuple[tuple[Array, Array, Array], NullDraws]:
-    """tr M, tr M², ‖M‖_F² behind the localization, and random heads in the same covariance."""
+    layer: QKLayer, products: HeadProducts, distance: float, options: TableOptions
+) -> tuple[Array, Array, Array]:
+    """tr M, tr M², ‖M‖_F² behind the localization."""
     if options.covariances is not None:
         cov = as_array(options.covariances[layer.part, layer.layer])
         products = products_in_covariance(layer.w_q, layer.w_k, cov).between(layer.core(distance))
-        null = _null(products.d_head, products.d_model, options, cov, None, eigenvalues=False)
-    return (products.trace(), products.trace_sq(), products.frobenius_sq()), null
+    return products.trace(), products.trace_sq(), products.frobenius_sq()
+
+
+def _null_in_covariance(layer: QKLayer, products: HeadProducts, options: TableOptions) -> NullDraws:
+    """Random heads in the covariance of the layer's tokens, for localization alone."""
+    assert options.covariances is not None
+    cov = as_array(options.covariances[layer.part, layer.layer])
+    return _null(products.d_head, products.d_model, options, cov, eigenvalues=False)
 
 
 def _key_bias(read: QKLayer, products: HeadProducts) -> Array:
@@ -246,10 +262,22 @@ def _null(
     d_head: int,
     d_model: int,
     options: TableOptions,
-    cov: Array | None,
-    core: Array | None,
+    cov: Array | None = None,
+    core: Array | None = None,
     *,
     eigenvalues: bool = True,
+    threads: int = 1,
 ) -> NullDraws:
     products = random_heads(d_head, d_model, options.draws, options.seed, cov).between(core)
-    return null_draws(products, eigenvalues=eigenvalues and not options.moments_only)
+    eigenvalues = eigenvalues and not options.moments_only
+    if threads == 1 or not eigenvalues:
+        return null_draws(products, eigenvalues=eigenvalues)
+    with ThreadPoolExecutor(threads) as pool:
+        pieces = list(pool.map(null_draws, _pieces(products, threads)))
+    return NullDraws(*(np.concatenate([getattr(piece, each.name) for piece in pieces]) for each in fields(NullDraws)))
+
+
+def _pieces(products: HeadProducts, count: int) -> list[HeadProducts]:
+    """The same products (n, d_head, d_head) in `count` parts of about n / count."""
+    split = (np.array_split(each, count) for each in (products.cross, products.gram_q, products.gram_k))
+    return [HeadProducts(cross, q, k, products.d_model) for cross, q, k in zip(*split, strict=True)]

@@ -24,7 +24,7 @@ from qkrepro.errors import ArgumentError
 from qkrepro.head_products import head_products, random_products
 from qkrepro.pretrained import qk_heads, qk_table
 from qkrepro.spectrum_command import parse_layers
-from qkrepro.spectrum_null import null_draws, percentile, z_score
+from qkrepro.spectrum_null import localization_of, null_draws, null_localization, percentile, z_score
 from qkrepro.spectrum_table import COLUMNS
 
 Run = Callable[..., tuple[int, str, str]]
@@ -238,3 +238,14 @@ def test_a_head_with_equal_eigenvalues_stands_out_in_every_column_of_chance() ->
     assert float(z_score(products.trace() / np.sqrt(products.frobenius_sq()), null.trace)[0]) > 10
     assert float(percentile(torch.zeros(1), null.relative_variance)[0]) == 0
     assert float(products.symmetric_share()[0]) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 8.0])
+def test_random_heads_of_a_heads_norm_localize_as_heads_with_their_moments_do(temperature: float) -> None:
+    null = null_draws(random_products(4, 9, 30, seed=2), eigenvalues=False)
+    norms = np.array([1e-3, 0.4, 1.0, 7.0, 300.0])
+    moments = null.trace * norms[:, None], null.trace_sq * norms[:, None] ** 2, (norms**2)[:, None] + 0 * null.trace
+    found, expected = null_localization(null, norms**2, temperature), localization_of(*moments, temperature)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13)
+    flat = localization_of(*np.zeros((3, 1)), temperature)[0]
+    assert (null_localization(null, np.zeros(1), temperature) == flat).all()
