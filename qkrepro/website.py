@@ -60,6 +60,7 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Ca
         say(f"site: building {len(pages)} pages" + ("" if draft else ", warnings are errors"))
         built = run_jupyter_book(work, place / "site.log", strict=not draft, say=say)
         _name_the_source_of_the_changelog(built)
+        _give_the_entrance_an_icon(built)
         problems += site_problems(built, pages)
         if problems and not draft:
             raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
@@ -182,6 +183,14 @@ def _name_the_source_of_the_changelog(built: Path) -> None:
         page.write_text(
             re.sub(r"(/(?:edit|blob)/[^/\"]+)/book/changelog\.md", r"\1/CHANGELOG.md", text), encoding="utf-8"
         )
+
+
+def _give_the_entrance_an_icon(built: Path) -> None:
+    """`index.html` leads to the front page; without an icon of its own a browser asks for one that is not there."""
+    entrance = built / "index.html"
+    text = entrance.read_text(encoding="utf-8") if entrance.is_file() else ""
+    if "http-equiv" in text and 'rel="icon"' not in text:
+        entrance.write_text(f'<link rel="icon" href="_static/favicon.svg"/>\n{text}', encoding="utf-8")
 
 
 def _pages(toc: dict[str, Any]) -> Iterator[str]:
