@@ -187,6 +187,9 @@ def spectrum(
     text: Annotated[
         Path | None, typer.Option(help="Localization in the covariance of this text's tokens in the model.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --text, for a run of qkrepro train: the folder it was trained on.")
+    ] = None,
     distance: Annotated[str, typer.Option(help="Under rotary positions: distances in tokens, such as 0,1,8,64.")] = "0",
     fold_norm: Annotated[bool, typer.Option("--fold-norm", help="Fold the gains of normalisations into W.")] = False,
     moments_only: Annotated[bool, typer.Option("--moments-only", help="No eigenvalues: much faster.")] = False,
@@ -200,7 +203,7 @@ def spectrum(
     from qkrepro.spectrum_command import SpectrumRequest, run_spectrum
 
     run_spectrum(
-        SpectrumRequest(model, layers, format, plot, out, text, distance, fold_norm, moments_only, draws, seed),
+        SpectrumRequest(model, layers, format, plot, out, text, distance, fold_norm, moments_only, draws, seed, data),
         typer.echo,
     )
 

@@ -98,6 +98,13 @@ def load_folder(
     return Corpus(full_name, words, ids["train"], ids["valid"], ids["test"], digest, reduced)
 
 
+def cached_words(digest: str, vocabulary: int | None) -> list[str] | None:
+    """The words of a corpus that was encoded here before, by its digest; None when the cache does not hold them."""
+    name = _digest(str(ENCODING_VERSION), digest, str(vocabulary))  # as `load_folder` names it
+    encoded = _read_cached(cache_folder() / f"{name}.safetensors")
+    return None if encoded is None else encoded[0]
+
+
 def find_wikitext_2(data: str | Path | None = None) -> Path:
     """Return a folder with the three files of WikiText-2: `data`, else $QKREPRO_DATA, else fetched into the cache.
 

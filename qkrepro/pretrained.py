@@ -70,11 +70,13 @@ def qk_table(
     text: str | Path | None = None,
     draws: int = 200,
     seed: int = 0,
+    data: str | Path | None = None,
 ) -> pd.DataFrame:
     """The spectrum table of a checkpoint, one row a head and distance, as `qkrepro spectrum` gives it.
 
-    text: a file of text; localization is then in the covariance of the increments of its tokens in the model. Other
-    arguments, columns and errors as in `qkrepro.spectrum_table.spectrum_table` and `qk_weights`.
+    text: a file of text; localization is then in the covariance of the increments of its tokens in the model, and of
+    CLIP the text tower alone is given. data: as in `qkrepro.token_covariance.increment_covariances`. Other arguments,
+    columns and errors as in `qkrepro.spectrum_table.spectrum_table` and `qk_weights`.
     """
     from qkrepro.spectrum_table import spectrum_table
 
@@ -82,9 +84,10 @@ def qk_table(
     if text is not None:
         from qkrepro.token_covariance import increment_covariances
 
-        covariances = increment_covariances(path, Path(text))
+        covariances = increment_covariances(path, Path(text), None if data is None else Path(data))
+    read = qk_layers(path, layers)
     return spectrum_table(
-        qk_layers(path, layers),
+        (each for each in read if covariances is None or (each.part, each.layer) in covariances),
         distances=distances,
         fold_norm=fold_norm,
         moments_only=moments_only,

@@ -39,6 +39,7 @@ class SpectrumRequest:
     moments_only: bool = False
     draws: int = 200
     seed: int = 0
+    data: Path | None = None
 
 
 def run_spectrum(request: SpectrumRequest, say: Callable[[str], None]) -> None:
@@ -60,7 +61,10 @@ def run_spectrum(request: SpectrumRequest, say: Callable[[str], None]) -> None:
     if request.text is not None:
         from qkrepro.token_covariance import increment_covariances
 
-        options = replace(options, covariances=increment_covariances(request.model, request.text))
+        options = replace(options, covariances=increment_covariances(request.model, request.text, request.data))
+        towers = [tower for tower in towers if (tower.part.name, 0) in (options.covariances or {})]
+    elif request.data is not None:
+        raise ArgumentError(f"data is {str(request.data)!r} and text is not given; allowed: both")
     rows = list(_tables(towers, wanted, options, keep=request.plot is not None))
     whole = joined([columns for columns, _, _ in rows])
     if request.plot is not None:
@@ -131,6 +135,8 @@ def notes(layer: QKLayer, options: TableOptions) -> Iterator[str]:
         yield f"Logits ω are capped: {layer.softcap:g} tanh(ω/{layer.softcap:g})."
     if options.covariances is not None:
         yield "local, local % and centre: in the covariance of the increments of the text's tokens."
+        if layer.part:
+            yield "Images have no increments: the vision tower is left out."
 
 
 def _check(request: SpectrumRequest) -> None:

@@ -1,11 +1,12 @@
 """Covariances of a model's own tokens, for measuring W_QK where the tokens are: `qkrepro spectrum --text`.
 
-The model is run by `transformers`, and the inputs of each query projection are caught on the way: after the preceding
-normalisation, as the head reads them. Source: book, "Setting and notation" (Σ is the covariance of the increments).
+The model is run by `transformers`, ours by its own class, and the inputs of each query projection are caught on the
+way: after the preceding normalisation, as the head reads them. Source: book, "Setting and notation" (Σ is the
+covariance of the increments).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from qkrepro.errors import ArgumentError, CheckpointError
 from qkrepro.model_hub import local_model
 from qkrepro.towers import Tower, open_towers
 
-WITHOUT_TEXT = ("vit", "clip", "clip_vision_model", "qkrepro")
+WITHOUT_TEXT = ("vit", "clip_vision_model")
 LONGEST = 512  # tokens a window
 
 
@@ -34,20 +35,35 @@ def increment_covariance(tokens: Sequence[Tensor]) -> Tensor:
     return moment
 
 
-def increment_covariances(model: str | Path, text: Path) -> dict[tuple[str, int], Tensor]:
+def increment_covariances(model: str | Path, text: Path, data: Path | None = None) -> dict[tuple[str, int], Tensor]:
     """(part, layer) to the covariance (d_model, d_model) of the increments of a text's tokens at that layer.
 
-    model: a folder (or hub name) with its tokenizer, as `transformers` reads it. Raises ArgumentError for a text that
-    cannot be read or has fewer than two tokens, or a model that reads no text; CheckpointError when it cannot be run.
+    model: a folder (or hub name) with its tokenizer, as `transformers` reads it, or a run of `qkrepro train`. Of CLIP
+    the text tower alone has entries. data: the text that a run was trained on, where the cache does not hold its words.
+    Raises ArgumentError for a text that cannot be read or has fewer than two tokens, or a model that reads no text;
+    CheckpointError when it cannot be run.
     """
     content = _read_text(text)
-    towers = open_towers(model)
-    kind = towers[0].checkpoint.config["model_type"]
+    tower = open_towers(model)[0]  # of CLIP the text tower
+    kind = tower.checkpoint.config["model_type"]
     if kind in WITHOUT_TEXT:
-        raise ArgumentError(f"text is given for a model of type {kind!r}; allowed: language models of `transformers`")
-    path = local_model(model)
-    network, windows = _load(path if path.is_dir() else path.parent, content)
-    return {("", layer): increment_covariance(seen) for layer, seen in _inputs(network, windows, towers[0]).items()}
+        raise ArgumentError(f"text is given for a model of type {kind!r}, which reads images; allowed: models of text")
+    if data is not None and kind != "qkrepro":
+        raise ArgumentError(f"data is {str(data)!r} for a model of type {kind!r}; allowed: with runs of qkrepro train")
+    run: Callable[[Tensor], object]
+    if kind == "qkrepro":
+        from qkrepro.run_words import run_model, run_words, text_windows
+
+        network: Any = run_model(tower)
+        windows = text_windows(content, run_words(tower.checkpoint, data), network.config.max_length)
+        run = network.hidden
+    else:
+        path = local_model(model)
+        network, windows = _load(path if path.is_dir() else path.parent, content)
+        network = network.text_model if kind == "clip" else network
+        run = lambda window: network(input_ids=window)  # noqa: E731
+    seen = _inputs(network, run, windows, tower)
+    return {(tower.part.name, layer): increment_covariance(tokens) for layer, tokens in seen.items()}
 
 
 def _read_text(text: Path) -> str:
@@ -82,7 +98,9 @@ def _load(folder: Path, content: str) -> tuple[nn.Module, list[Tensor]]:
     return network.eval(), windows
 
 
-def _inputs(network: nn.Module, windows: list[Tensor], tower: Tower) -> dict[int, list[Tensor]]:
+def _inputs(
+    network: nn.Module, run: Callable[[Tensor], object], windows: list[Tensor], tower: Tower
+) -> dict[int, list[Tensor]]:
     """What the query projection of each layer reads, layer to one (T, d_model) a window."""
     before, after = (re.escape(piece) for piece in tower.naming.query.split("{layer}"))
     pattern = re.compile(rf"(?:.*\.)?{before}(\d+){after}")
@@ -97,7 +115,7 @@ def _inputs(network: nn.Module, windows: list[Tensor], tower: Tower) -> dict[int
             module.register_forward_pre_hook(catch(int(match[1])))
     with torch.no_grad():
         for window in windows:
-            network(input_ids=window)
+            run(window)
     if not all(len(tokens) == len(windows) for tokens in seen.values()):
         raise CheckpointError("the running model's layers are not named as in its file; text cannot be used with it")
     return seen

@@ -116,6 +116,7 @@ BAD: dict[str, list[str]] = {
     "out is '/no/such/folder/t.csv'; allowed": ["MODEL", "--out", "/no/such/folder/t.csv"],
     "draws is 1; allowed": ["MODEL", "--draws", "1"],
     "text is '/no/such/text'; it cannot be read": ["MODEL", "--text", "/no/such/text"],
+    "data is 'x' and text is not given; allowed: both": ["MODEL", "--data", "x"],
     "header claims": ["DAMAGED"],
 }
 
