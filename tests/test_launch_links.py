@@ -78,8 +78,9 @@ def test_no_page_shows_the_cell_for_colab_and_the_chapters_read_the_same(linked:
 
 
 def _article(page: Path) -> str:
-    """What a page says, without the bars around it."""
-    return re.search(r"<article.*</article>", page.read_text(encoding="utf-8"), re.DOTALL)[0]
+    """What a page says, without the bars around it and the address of a kernel."""
+    article = re.search(r"<article.*</article>", page.read_text(encoding="utf-8"), re.DOTALL)[0]
+    return re.sub(r"<script.*?</script>", "", article, flags=re.DOTALL)
 
 
 @pytest.mark.slow
