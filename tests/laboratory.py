@@ -42,8 +42,8 @@ def laboratory(
         _wait_until_it_answers(f"{address}/api", server, copy.root / "laboratory.log")
         yield address, server.pid
     finally:
-        server.terminate()
-        server.wait(timeout=30)
+        server.terminate()  # it ends its kernels first
+        server.wait(timeout=SECONDS)
 
 
 def open_chapter(page: object, address: str, chapter: str) -> None:
