@@ -74,8 +74,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 class Memory:
     """Largest memory of a process and its children while looked at, in MB.
 
-    sampled_mb: of all together at one time, shared pages counted once. at_most_mb: the sum of each one's own peak as the
-    system keeps it, shared pages counted in each; 0 where the system keeps none.
+    sampled_mb: of all together at one time, shared pages counted once. at_most_mb: the sum of each one's own peak, as
+    the system keeps it, shared pages counted in each; 0 where the system keeps none.
     """
 
     def __init__(self, pid: int) -> None:
@@ -367,7 +367,7 @@ def test_a_student_changes_a_parameter_in_a_session_of_2_gb_and_sees_figure_and_
     assert max(memory.sampled_mb, memory.at_most_mb) < BINDER_MB
     print(
         f"\nsession: {name} {old} -> {new} in {LARGEST}, peak {memory.sampled_mb:.0f} MB sampled, "
-        f"at most {memory.at_most_mb:.0f} of {BINDER_MB}, {len(memory.peaks)} processes; {time.perf_counter() - start:.1f} s here"
+        f"at most {memory.at_most_mb:.0f} of {BINDER_MB}; {time.perf_counter() - start:.1f} s here"
     )
 
 
