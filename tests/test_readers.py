@@ -4,6 +4,7 @@ What a reader would read off a page is read off the page here: minutes, counts, 
 apt install chromium); where it is missing the stories are skipped, but fail when CI is set.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -27,7 +28,9 @@ from browsing import READY, is_here, running_browser, served, skip_without_chrom
 from checkout_copy import Copy, make_copy
 from laboratory import laboratory, open_chapter, run_all_cells, wait_until_all_cells_ran
 
+from qkrepro.errors import SiteError
 from qkrepro.notebooks import read_notebook
+from qkrepro.reading_path import Stop, part_minutes, reading_path
 
 SCREEN = {"width": 1400, "height": 900}
 CHEAPEST, TRAINED = "linearisation-first-order", "low-entropy-traps"  # the latter rests on records of training
@@ -171,6 +174,18 @@ def _counted(text: str) -> dict[str, dict[str, int]]:
         kind: int(match[1]) for kind, match in found.items() if match
     }
     return counts
+
+
+def test_a_path_counts_the_words_and_figures_of_a_part_and_of_what_it_includes(tmp_path: Path) -> None:
+    (tmp_path / "generated").mkdir()
+    (tmp_path / "generated" / "part.md").write_text("word " * 180)
+    include, figure = "```{include} generated/part.md\n```\n", "```{figure} x\n```\n"
+    (tmp_path / "page.md").write_text(f"{'word ' * 500}\n## Here\n{include}{'word ' * 175}\n{figure}## There\n{figure}")
+    stop = Stop("page", "## Here", "## There", "here")
+    assert part_minutes(tmp_path, stop) == 3.0
+    assert "**With 6 minutes**" in reading_path(tmp_path, (stop, stop))
+    with pytest.raises(SiteError, match="## Nowhere"):
+        part_minutes(tmp_path, dataclasses.replace(stop, end="## Nowhere"))
 
 
 @pytest.mark.slow
