@@ -4,15 +4,18 @@ Source: book, "LocAteR"; intervals are those of `qkrepro.intervals`.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import fields
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
+from qkrepro.configuration import RunConfiguration
 from qkrepro.intervals import Interval, t_interval
 from qkrepro.run_tables import RunTables
 from qkrepro.training_rules import FEWEST_SEEDS
 
+TRAINING = ("best_epoch", "corpus_words")  # passes over the text at the best checkpoint, words of the vocabulary
 FEWEST_KAPPAS = 4
 NO_INTERVAL = float("nan")
 Tables = TypeVar("Tables", bound=RunTables)
@@ -68,13 +71,13 @@ def paired_curves(curves: pd.DataFrame, column: str, *, percent: bool = False) -
 
 
 def paired_runs(summary: pd.DataFrame, kappa: float) -> pd.DataFrame:
-    """Table `paired` of the rules: seed, kappa (0 and this one), test_perplexity, valid_entropy, valid_perplexity.
+    """Table `paired` of the rules: seed, kappa (0, kappa), test_perplexity, valid_entropy, valid_perplexity, TRAINING.
 
     One row a run at its best checkpoint; a run without its partner of the same seed is left out.
     """
     chosen = summary[summary["kappa"].isin([0.0, kappa])]
     partners = chosen.groupby("seed")["kappa"].transform("nunique") == 2
-    columns = ["seed", "kappa", "test_perplexity", "valid_entropy", "valid_perplexity"]
+    columns = ["seed", "kappa", "test_perplexity", "valid_entropy", "valid_perplexity", *TRAINING]
     return chosen[partners.astype(bool)][columns].sort_values(["seed", "kappa"]).reset_index(drop=True)
 
 
@@ -108,14 +111,14 @@ def judged_kappas(sweeps: Sequence[Tables]) -> Tables:
 
 
 def kappa_runs(summary: pd.DataFrame) -> pd.DataFrame:
-    """Table `kappas` of the rules, one row a run: seed, kappa, eigen_variance, valid_perplexity, valid_entropy."""
-    columns = ["seed", "kappa", "eigen_variance", "valid_perplexity", "valid_entropy"]
+    """Table `kappas` of the rules: seed, kappa, eigen_variance, valid_perplexity, valid_entropy, TRAINING."""
+    columns = ["seed", "kappa", "eigen_variance", "valid_perplexity", "valid_entropy", *TRAINING]
     return summary[columns].sort_values(["seed", "kappa"]).reset_index(drop=True)
 
 
 def shape_runs(summary: pd.DataFrame) -> pd.DataFrame:
-    """Table `shapes` of the rules, one row a run: layers, heads, seed, kappa, valid_perplexity, valid_entropy."""
-    columns = ["layers", "heads", "seed", "kappa", "valid_perplexity", "valid_entropy"]
+    """Table `shapes` of the rules: layers, heads, seed, kappa, valid_perplexity, valid_entropy, TRAINING."""
+    columns = ["layers", "heads", "seed", "kappa", "valid_perplexity", "valid_entropy", *TRAINING]
     return summary[columns].sort_values(columns[:4]).reset_index(drop=True)
 
 
@@ -127,6 +130,32 @@ def shape_differences(shapes: pd.DataFrame, column: str, *, percent: bool = Fals
     difference = rows[column] - rows["baseline"]
     rows = rows.assign(difference=100 * difference / rows["baseline"] if percent else difference)
     return rows[[*keys, "kappa", "difference"]].astype({"difference": float}).reset_index(drop=True)
+
+
+def form_differences(
+    forms: pd.DataFrame, baselines: pd.DataFrame, column: str, *, percent: bool = False
+) -> pd.DataFrame:
+    """Each form of the regulariser minus the baseline of its seed: scale, mean, seed, difference; one row a run.
+
+    forms, baselines: summaries. A baseline counts where nothing but the regulariser differs from the form's run; a run
+    without one is left out.
+    """
+    base = baselines[baselines["kappa"] == 0]
+    base = pd.DataFrame({"settings": _settings(base), "baseline": base[column]}).drop_duplicates("settings")
+    rows = forms.assign(settings=_settings(forms)).merge(base, on="settings")
+    difference = rows[column] - rows["baseline"]
+    rows = rows.assign(difference=100 * difference / rows["baseline"] if percent else difference)
+    return rows[["scale", "mean", "seed", "difference"]].astype({"difference": float})
+
+
+def difference_means(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean of `difference` over seeds with its paired 95% t interval: columns `by`, estimate, low, high, seeds."""
+    rows = []
+    for keys, group in differences.groupby(list(by), sort=False):
+        mean = mean_interval(group["difference"].tolist())
+        found = {"estimate": mean.estimate, "low": mean.low, "high": mean.high, "seeds": len(group)}
+        rows.append(dict(zip(by, keys, strict=True)) | found)
+    return pd.DataFrame(rows, columns=[*by, "estimate", "low", "high", "seeds"])
 
 
 def head_values(summary: pd.DataFrame, column: str, layers: int, heads: int) -> pd.DataFrame:
@@ -141,3 +170,10 @@ def head_values(summary: pd.DataFrame, column: str, layers: int, heads: int) -> 
         for head in range(heads)
     ]
     return pd.DataFrame(rows, columns=["seed", "kappa", "layer", "head", "value"])
+
+
+def _settings(summary: pd.DataFrame) -> list[str]:
+    """Of each run, everything it is configured by but the regulariser."""
+    regulariser = ("kappa", "scale", "mean", "target_trace")
+    names = [field.name for field in fields(RunConfiguration) if field.name not in regulariser]
+    return [str(row) for row in summary[names].itertuples(index=False, name=None)]

@@ -37,6 +37,16 @@ def change(differences: Sequence[float], unit: str = "", digits: int = 2) -> str
     return f"{signed(gap.estimate, digits)}{unit} ({low} to {high}, {len(differences)} seeds): {told}"
 
 
+def told_by_group(differences: pd.DataFrame, by: Sequence[str], unit: str = "", digits: int = 2) -> str:
+    """`change` of every group, in the order they come: "frobenius, penalty −3.10% (…): lower; …"; "not run" for none.
+
+    differences: columns `by`, difference; one row a pair.
+    """
+    groups = differences.groupby(list(by), sort=False)["difference"]
+    told = [f"{', '.join(map(str, keys))} {change(values.tolist(), unit, digits)}" for keys, values in groups]
+    return "; ".join(told) if told else NOT_RUN
+
+
 def gap_over_training(means: pd.DataFrame, unit: str = "%") -> str:
     """Where the paired difference stands at the first and the last evaluation that all seeds share, and what follows.
 

@@ -11,8 +11,18 @@ FEWEST_SEEDS = 3
 SHAPES = tuple((layers, heads) for layers in (1, 2, 4) for heads in (1, 4))
 
 
+def _training(table: pd.DataFrame) -> str:
+    """How long the runs of a table learned, and over how many words: columns best_epoch, corpus_words."""
+    least, most = (round(float(value), 2) for value in (table["best_epoch"].min(), table["best_epoch"].max()))
+    passes = f"{most:g} pass{'es' * (most != 1)}" if least == most else f"{least:g} to {most:g} passes"
+    return f"best after {passes} over the text, {', '.join(f'{n:,}' for n in sorted(set(table['corpus_words'])))} words"
+
+
 def _paired(table: pd.DataFrame, value: str, sign: int) -> Verdict:
-    """Regularised minus baseline (kappa 0), paired by seed; `sign` is the direction the claim names."""
+    """Regularised minus baseline (kappa 0), paired by seed; `sign` is the direction the claim names.
+
+    One row a run. best_epoch (passes over the text at the best checkpoint) and corpus_words are said with the verdict.
+    """
     wide = table.assign(arm=np.where(table["kappa"] == 0, "baseline", "locater"))
     wide = wide.pivot(index="seed", columns="arm", values=value)
     pairs = wide.dropna() if {"baseline", "locater"} <= set(wide.columns) else wide.iloc[:0]
@@ -20,23 +30,26 @@ def _paired(table: pd.DataFrame, value: str, sign: int) -> Verdict:
         return Verdict("not run", f"{len(pairs)} paired seeds; at least {FEWEST_SEEDS} are needed")
     gap = t_interval(pairs["locater"] - pairs["baseline"])
     because = f"{value} changes by {gap.estimate:.3f} [{gap.low:.3f}, {gap.high:.3f}] over {len(pairs)} paired seeds"
+    because = f"{because}; {_training(table)}"
     if sign * gap.estimate <= 0:
         return Verdict("not reproduced", because)
     return Verdict("reproduced" if min(sign * gap.low, sign * gap.high) > 0 else "partly", because)
 
 
 def perplexity_improves(tables: Tables) -> Verdict:
-    """Table paired: seed, kappa (0 and the one chosen on validation), test_perplexity; one row a run."""
+    """Table paired: seed, kappa (0 and the one chosen on validation), test_perplexity and what `_paired` reads."""
     return _paired(tables["paired"], "test_perplexity", -1)
 
 
 def entropy_rises(tables: Tables) -> Verdict:
-    """Table paired: seed, kappa, valid_entropy (nats, mean over queries, at the best checkpoint); one row a run."""
+    """Table paired: seed, kappa, valid_entropy (nats, mean over queries, best checkpoint) and what `_paired` reads."""
     return _paired(tables["paired"], "valid_entropy", +1)
 
 
 def perplexity_follows_variance(tables: Tables) -> Verdict:
-    """Table kappas: seed, kappa, eigen_variance (d_model eigenvalues), valid_perplexity; one row a run.
+    """Table kappas: seed, kappa, eigen_variance (d_model eigenvalues), valid_perplexity, best_epoch, corpus_words.
+
+    One row a run.
 
     Per seed the rank correlation over kappa; reproduced when its t interval over seeds lies above 0.
     """
@@ -49,6 +62,7 @@ def perplexity_follows_variance(tables: Tables) -> Verdict:
         return Verdict("not run", f"{len(values)} seeds with at least four kappas; {FEWEST_SEEDS} are needed")
     mean = t_interval(values)
     because = f"rank correlation over kappa {mean.estimate:.2f} [{mean.low:.2f}, {mean.high:.2f}], {len(values)} seeds"
+    because = f"{because}; {_training(tables['kappas'])}"
     outcome: Outcome = "reproduced" if mean.low > 0 else "partly" if mean.estimate > 0 else "not reproduced"
     return Verdict(outcome, because)
 
@@ -75,10 +89,11 @@ def theory_sees_training(tables: Tables) -> Verdict:
 
 
 def holds_deeper_and_wider(tables: Tables) -> Verdict:
-    """Table shapes: layers, heads, seed, kappa, valid_perplexity; the paired rule for every one of SHAPES."""
+    """Table shapes: layers, heads, seed, kappa, valid_perplexity and what `_paired` reads; its rule for all SHAPES."""
     groups = dict(list(tables["shapes"].groupby(["layers", "heads"])))
     each = [_paired(groups[shape], "valid_perplexity", -1) if shape in groups else None for shape in SHAPES]
     run = [verdict.outcome == "reproduced" for verdict in each if verdict and verdict.outcome != "not run"]
     if len(run) < len(SHAPES):
         return Verdict("not run", f"{len(run)} of {len(SHAPES)} shapes have {FEWEST_SEEDS} paired seeds")
-    return share_verdict(run, f"perplexity improves in {sum(run)} of {len(run)} shapes (layers, heads)")
+    because = f"perplexity improves in {sum(run)} of {len(run)} shapes (layers, heads); {_training(tables['shapes'])}"
+    return share_verdict(run, because)

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 from checkout_copy import Copy, make_copy
+from hypothesis import settings
+
+settings.register_profile("book", deadline=None)  # the first example of a test may wait for an import
+settings.load_profile("book")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Runs against runs: means, paired differences, the records that are judged, and sentences that follow from them."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkrepro.claims import claim, judge
+from qkrepro.configuration import RunConfiguration
 from qkrepro.run_comparisons import (
     chosen_kappa,
+    difference_means,
+    form_differences,
     head_values,
     judged_kappas,
     judged_pairs,
@@ -32,6 +36,7 @@ from qkrepro.run_findings import (
     passes,
     signed,
     still_improving,
+    told_by_group,
 )
 from qkrepro.run_tables import RunTables
 
@@ -51,11 +56,12 @@ def summary(pairs: dict[int, tuple[float, ...]], kappas=(0.0, 0.1)) -> pd.DataFr
     rows = [
         {"seed": seed, "kappa": kappa, "test_perplexity": value, "valid_perplexity": value + 1}
         | {"valid_entropy": 2 * value, "eigen_variance": 1 / value, "layers": 1, "heads": 1}
+        | {"best_epoch": 5.0, "corpus_words": 8192}
         for seed, values in pairs.items()
         for kappa, value in zip(kappas, values, strict=False)
     ]
     columns = ["seed", "kappa", "test_perplexity", "valid_perplexity", "valid_entropy", "eigen_variance"]
-    return pd.DataFrame(rows, columns=[*columns, "layers", "heads"])
+    return pd.DataFrame(rows, columns=[*columns, "layers", "heads", "best_epoch", "corpus_words"])
 
 
 def tables(content: pd.DataFrame) -> RunTables:
@@ -145,6 +151,28 @@ def test_shapes_are_paired_within_their_own_shape():
     assert percent["difference"].tolist() == pytest.approx([-100 / 11, 200 / 21])
 
 
+def test_a_form_is_compared_with_the_baseline_that_differs_in_the_regulariser_alone():
+    plain = asdict(RunConfiguration()) | {"valid_perplexity": 10.0}
+    baselines = pd.DataFrame([plain | {"seed": 0}, plain | {"seed": 1, "valid_perplexity": 20.0}])
+    projected = plain | {"kappa": 0.1, "mean": "projection", "scale": "variance", "valid_perplexity": 9.0}
+    forms = pd.DataFrame([projected | {"seed": 0}, projected | {"seed": 1}, projected | {"seed": 1, "epochs": 2.0}])
+    found = form_differences(forms, baselines, "valid_perplexity")
+    assert found.to_numpy().tolist() == [["variance", "projection", 0, -1.0], ["variance", "projection", 1, -11.0]]
+    percent = form_differences(forms, baselines, "valid_perplexity", percent=True)["difference"]
+    assert percent.tolist() == pytest.approx([-10, -55])
+    assert form_differences(forms.iloc[:0], baselines, "valid_perplexity").empty
+
+
+def test_means_of_differences_have_their_t_interval_and_one_seed_has_none():
+    content = pd.DataFrame({"scale": ["a", "a", "a", "b"], "mean": "m", "difference": [1.0, 2.0, 6.0, 4.0]})
+    found = difference_means(content, ("scale", "mean"))
+    half = T2 * np.std([1, 2, 6], ddof=1) / 3**0.5
+    assert found.loc[0, ["estimate", "low", "high", "seeds"]].tolist() == pytest.approx([3, 3 - half, 3 + half, 3])
+    assert found.loc[1, ["scale", "estimate", "seeds"]].tolist() == ["b", 4.0, 1]
+    assert math.isnan(found.loc[1, "low"])
+    assert difference_means(content.iloc[:0], ("scale", "mean")).empty
+
+
 def test_head_values_come_from_the_columns_of_the_heads():
     content = summary({0: (3.0,)}).assign(layers=1, heads=2, trace=1.5, trace_0_0=1.0, trace_0_1=2.0)
     assert head_values(content, "trace", 1, 2)[["layer", "head", "value"]].to_numpy().tolist() == [[0, 0, 1], [0, 1, 2]]
@@ -176,6 +204,13 @@ def test_a_change_is_told_as_certain_only_when_its_interval_leaves_out_zero(diff
         p = stats.ttest_1samp(differences, 0).pvalue
         if abs(p - 0.05) > 1e-6:
             assert (told == "no difference can be told") == (p > 0.05)
+
+
+def test_every_group_is_told_in_its_order():
+    content = pd.DataFrame({"scale": ["b", "a", "a"], "mean": "m", "difference": [2.0, 1.0, 1.0]})
+    told = told_by_group(content, ("scale", "mean"), "%")
+    assert told == "b, m +2.00% (one seed): nothing can be told; a, m +1.00% (+1.00 to +1.00, 2 seeds): higher"
+    assert told_by_group(content.iloc[:0], ("scale", "mean")) == "not run"
 
 
 def means(*rows: tuple[float, float, float, float]) -> pd.DataFrame:
