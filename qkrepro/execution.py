@@ -83,6 +83,8 @@ def run_figures(
     reasons = {chapter.name: ["forced"] if force else stale_inputs(root, chapter) for chapter in chapters}
     todo = [chapter for chapter in chapters if reasons[chapter.name]]
     say(f"profile {profile}: {len(chapters) - len(todo)} of {len(chapters)} notebooks up to date, {len(todo)} to run")
+    if names and not todo:
+        say("nothing to run, since nothing that they depend on changed; --force executes them all the same")
     failures = []
     for number, chapter in enumerate(todo, 1):
         label, left = f"[{number}/{len(todo)}] {chapter.name}", len(todo) - number

@@ -61,7 +61,9 @@ def test_a_notebook_runs_in_this_python_once_and_gives_the_same_bytes_again(book
     assert (book / "notebooks" / "numbers" / "one.json").read_text() == "10"
     assert b"papermill" not in made
     assert [cell.execution_count for cell in read_notebook(path).cells[1:]] == [1, 2, 3]
-    assert run_figures(say=lambda _: None) == []
+    said: list[str] = []
+    assert run_figures(["one"], say=said.append) == []
+    assert "--force" in said[-1]
     assert run_figures(force=True, say=lambda _: None) == ["one"]
     assert path.read_bytes() == made
     costs = json.loads((book / "_build" / "quick" / "costs.json").read_text())
