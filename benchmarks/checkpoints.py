@@ -176,6 +176,7 @@ def measurements(work: Path, cases: list[str], peer: str | None, threads: int) -
     if "gpt2" in cases:
         make_gpt2(work / "gpt2")
         add("gpt2, ours", OURS, work / "gpt2", 144)
+        add("gpt2, ours, without chance", OURS, work / "gpt2", 144, options=("--draws", "2"))  # the peer draws nothing
         add("gpt2, transformers and full matrices", PLAIN, work / "gpt2", 144)
         if peer:
             add("gpt2, TransformerLens", TRANSFORMER_LENS, work / "gpt2", 144, python=peer)
