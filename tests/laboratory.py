@@ -1,5 +1,6 @@
 """A JupyterLab of its own in a copy of the checkout, opened on a chapter in a browser."""
 
+import json
 import os
 import socket
 import subprocess
@@ -47,13 +48,17 @@ def laboratory(
 
 
 def open_chapter(page: object, address: str, chapter: str) -> None:
-    """Open a chapter and wait until its first cells and its kernel are there."""
+    """Open a chapter and wait until its first cells are there and the page is connected to an idle kernel.
+
+    Before that, JupyterLab answers Run All Cells with a question: which kernel.
+    """
     page.set_default_timeout(SECONDS * 1000)
     page.goto(f"{address}/lab/tree/notebooks/{chapter}.ipynb", wait_until="domcontentloaded")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.locator(
-        ".jp-NotebookPanel .jp-Toolbar-kernelStatus, .jp-NotebookPanel .jp-Notebook-ExecutionIndicator"
-    ).first.wait_for()
+    deadline = time.monotonic() + SECONDS
+    while not _has_a_kernel(address):
+        assert time.monotonic() < deadline, f"{chapter} has no kernel after {SECONDS} s"
+        page.wait_for_timeout(200)
 
 
 def run_all_cells(page: object) -> None:
@@ -75,6 +80,11 @@ def wait_until_all_cells_ran(path: Path, page: object) -> None:
             failed = any(output.output_type == "error" for cell in cells for output in cell.outputs)
             if failed or all(cell.execution_count for cell in cells):
                 return
+
+
+def _has_a_kernel(address: str) -> bool:
+    with urllib.request.urlopen(f"{address}/api/kernels", timeout=SECONDS) as answer:
+        return any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in json.load(answer))
 
 
 def _wait_until_it_answers(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
