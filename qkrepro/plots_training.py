@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from qkrepro.run_comparisons import mean_interval
-from qkrepro.run_findings import passes
+from qkrepro.wording import passes
 
 BASELINE_COLOUR = "0.25"
 EPOCHS = "passes over the text"

@@ -8,18 +8,7 @@ from scipy import stats
 from qkrepro.intervals import t_interval
 from qkrepro.run_comparisons import FEWEST_KAPPAS, mean_interval
 from qkrepro.run_tables import NOT_RUN, RunTables, SweepTables
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, "+1.30" or "−0.53"; what rounds to zero has none."""
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", "−") if float(text) else text[1:]
-
-
-def passes(epochs: float) -> str:
-    """A number of passes over the text: "0.25 passes", "1 pass"."""
-    rounded = round(float(epochs), 2)
-    return f"{rounded:g} pass" + "es" * (rounded != 1)
+from qkrepro.wording import passes, signed
 
 
 def change(differences: Sequence[float], unit: str = "", digits: int = 2) -> str:

@@ -6,9 +6,10 @@ import pandas as pd
 
 from qkrepro.plateaus import REFERENCE, STARTS, gaps_to_reference
 from qkrepro.run_comparisons import mean_interval
-from qkrepro.run_findings import change, signed
+from qkrepro.run_findings import change
 from qkrepro.run_tables import NOT_RUN
 from qkrepro.training_rules import FEWEST_SEEDS
+from qkrepro.wording import signed
 
 LOW = ("collapsed", "concentrated")  # the starts whose entropy is low at update 0
 EVEN = 0.02  # how far from the middle a centre may lie and still lean neither way

@@ -6,6 +6,7 @@ from scipy import stats
 
 from qkrepro.intervals import t_interval
 from qkrepro.verdict_rules import SAME_PROFILE, Outcome, Tables, Verdict, share_verdict
+from qkrepro.wording import passes
 
 FEWEST_SEEDS = 3
 SHAPES = tuple((layers, heads) for layers in (1, 2, 4) for heads in (1, 4))
@@ -13,9 +14,8 @@ SHAPES = tuple((layers, heads) for layers in (1, 2, 4) for heads in (1, 4))
 
 def _training(table: pd.DataFrame) -> str:
     """How long the runs of a table learned, and over how many words: columns best_epoch, corpus_words."""
-    least, most = (round(float(value), 2) for value in (table["best_epoch"].min(), table["best_epoch"].max()))
-    passes = f"{most:g} pass{'es' * (most != 1)}" if least == most else f"{least:g} to {most:g} passes"
-    return f"best after {passes} over the text, {', '.join(f'{n:,}' for n in sorted(set(table['corpus_words'])))} words"
+    words = ", ".join(f"{number:,}" for number in sorted(set(table["corpus_words"])))
+    return f"best after {passes(table['best_epoch'].min(), table['best_epoch'].max())} over the text, {words} words"
 
 
 def _paired(table: pd.DataFrame, value: str, sign: int) -> Verdict:
@@ -49,9 +49,7 @@ def entropy_rises(tables: Tables) -> Verdict:
 def perplexity_follows_variance(tables: Tables) -> Verdict:
     """Table kappas: seed, kappa, eigen_variance (d_model eigenvalues), valid_perplexity, best_epoch, corpus_words.
 
-    One row a run.
-
-    Per seed the rank correlation over kappa; reproduced when its t interval over seeds lies above 0.
+    One row a run. Per seed the rank correlation over kappa; reproduced when its t interval over seeds lies above 0.
     """
     values = [
         float(stats.spearmanr(group["eigen_variance"], group["valid_perplexity"]).statistic)

@@ -33,12 +33,11 @@ from qkrepro.run_findings import (
     gap_over_training,
     last_gain,
     order_over_kappa,
-    passes,
-    signed,
     still_improving,
     told_by_group,
 )
 from qkrepro.run_tables import RunTables
+from qkrepro.wording import passes, signed
 
 T2 = 4.302652730  # 97.5% point of Student's t with two degrees of freedom
 
@@ -263,6 +262,7 @@ def test_order_over_kappa_is_the_rank_correlation_of_scipy():
 def test_numbers_have_a_true_minus_and_zero_has_no_sign():
     assert (signed(-0.531), signed(1.3, 1), signed(-0.001), signed(0.0)) == ("−0.53", "+1.3", "0.00", "0.00")
     assert (passes(1.0), passes(0.25), passes(3.9999)) == ("1 pass", "0.25 passes", "4 passes")
+    assert (passes(3.75, 4.0), passes(1.0, 1.0)) == ("3.75 to 4 passes", "1 pass")
 
 
 def test_a_run_improves_still_when_its_best_evaluation_is_its_last():
