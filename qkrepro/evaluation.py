@@ -4,6 +4,9 @@ Everything is measured without dropout on sequences that stay the same for the w
 from the logits on. Source: book, "Theory in trained models", "Theory: signal propagation".
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,13 +60,12 @@ def cut(stream: Tensor, length: int, tokens: int | None = None) -> list[Block]:
 @torch.no_grad()
 def mean_loss(model: LanguageModel, blocks: list[Block], batch: int, precision: str = "float32") -> float:
     """Mean cross-entropy over all targets of the blocks, nats a token, `batch` sequences at a time, without dropout."""
-    model.eval()
     total, table = 0.0, model.embedding.weight  # (words, d_model)
-    for block in blocks:
-        for inputs, targets in zip(torch.split(block.inputs, batch), torch.split(block.targets, batch), strict=True):
+    parts = [(torch.split(block.inputs, batch), torch.split(block.targets, batch)) for block in blocks]
+    with _without_dropout(model):
+        for inputs, targets in chain.from_iterable(zip(*part, strict=True) for part in parts):
             hidden = model.hidden(inputs.to(table.device))  # (sequences, length, d_model)
             total += float(vocabulary_nll(hidden, table, targets.to(table.device), precision=precision))
-    model.train()
     return total / sum(block.targets.numel() for block in blocks)
 
 
@@ -76,9 +78,8 @@ def measure(model: LanguageModel, tokens: Tensor) -> Measured:
     location (..., T): share of sequences where the key is not saturated, A_i(1 − A_i), A_i, and the share that the
     theory predicts from the weights and the covariance of the increments of the layer's input tokens.
     """
-    model.eval()
-    traces = model.trace(tokens.to(model.embedding.weight.device))
-    model.train()
+    with _without_dropout(model):
+        traces = model.trace(tokens.to(model.embedding.weight.device))
     weights = model.qk_weights()
     heads = [_measure_head(traces[each.layer], each) for each in weights]
     numbers = {name: float(np.mean([head.numbers[name] for head in heads])) for name in heads[0].numbers}
@@ -90,6 +91,17 @@ def measure(model: LanguageModel, tokens: Tensor) -> Measured:
     stacked = {name: np.stack([head.arrays[name] for head in heads]) for name in heads[0].arrays}
     shape = (len(traces), len(heads) // len(traces))
     return Measured(numbers, {name: array.reshape(*shape, *array.shape[1:]) for name, array in stacked.items()})
+
+
+@contextmanager
+def _without_dropout(model: LanguageModel) -> Iterator[None]:
+    """Evaluation mode for a while; then the model is in the mode in which it was found."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _measure_head(trace: LayerTrace, head: QKWeights) -> Measured:

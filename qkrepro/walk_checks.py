@@ -60,7 +60,7 @@ def seen_model(
 @torch.no_grad()
 def head_tokens(seen: Seen) -> Tensor:
     """What the first layer's query and key projections see: float64, (sequences, T, d_model)."""
-    return seen.model.eval().trace(seen.tokens)[0].inputs.double()  # without dropout: `measure` leaves it on
+    return seen.model.eval().trace(seen.tokens)[0].inputs.double()  # without dropout
 
 
 def increment_covariance(x: Tensor) -> Tensor:

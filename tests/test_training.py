@@ -99,6 +99,17 @@ def test_mean_loss_equals_the_cross_entropy_of_the_logits():
     assert mean_loss(model, blocks, 8) == pytest.approx(float(sum(losses)) / 999, rel=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_leaves_dropout_on_or_off_as_it_was(training):
+    corpus = synthetic_corpus()
+    model = build_model(replace(TINY, dropout=0.5), corpus.vocabulary).train(training)
+    blocks = cut(corpus.valid[:256], 32)
+    assert mean_loss(model, blocks, 8) == mean_loss(model, blocks, 8)
+    assert model.training is training
+    measure(model, blocks[0].inputs)
+    assert all(module.training is training for module in model.modules())
+
+
 def test_measured_attention_is_that_of_the_definition():
     corpus = synthetic_corpus()
     model = build_model(TINY, corpus.vocabulary)
