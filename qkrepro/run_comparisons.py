@@ -15,7 +15,11 @@ from qkrepro.intervals import Interval, t_interval
 from qkrepro.run_tables import RunTables
 from qkrepro.training_rules import FEWEST_SEEDS
 
-TRAINING = ("best_epoch", "corpus_words")  # passes over the text at the best checkpoint, words of the vocabulary
+TRAINING = (
+    "best_epoch",
+    "epochs",
+    "corpus_words",
+)  # passes until the best checkpoint; passes allowed; words
 FEWEST_KAPPAS = 4
 NO_INTERVAL = float("nan")
 Tables = TypeVar("Tables", bound=RunTables)

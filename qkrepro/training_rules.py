@@ -13,15 +13,22 @@ SHAPES = tuple((layers, heads) for layers in (1, 2, 4) for heads in (1, 4))
 
 
 def _training(table: pd.DataFrame) -> str:
-    """How long the runs of a table learned, and over how many words: columns best_epoch, corpus_words."""
+    """How long the runs of a table learned, and over how many words.
+
+    Columns best_epoch, epochs (allowed) and corpus_words. A run that was best when its passes ended may not be at its
+    best yet: how many there are is said.
+    """
     words = ", ".join(f"{number:,}" for number in sorted(set(table["corpus_words"])))
-    return f"best after {passes(table['best_epoch'].min(), table['best_epoch'].max())} over the text, {words} words"
+    length = passes(table["best_epoch"].min(), table["best_epoch"].max())
+    cut = int((table["best_epoch"] >= table["epochs"]).sum())
+    return f"best after {length} over the text, in {cut} of {len(table)} runs the last one allowed; {words} words"
 
 
 def _paired(table: pd.DataFrame, value: str, sign: int) -> Verdict:
     """Regularised minus baseline (kappa 0), paired by seed; `sign` is the direction the claim names.
 
-    One row a run. best_epoch (passes over the text at the best checkpoint) and corpus_words are said with the verdict.
+    One row a run. What `_training` reads is said with the verdict: best_epoch (passes over the text at the best
+    checkpoint), epochs (passes allowed), corpus_words.
     """
     wide = table.assign(arm=np.where(table["kappa"] == 0, "baseline", "locater"))
     wide = wide.pivot(index="seed", columns="arm", values=value)
@@ -47,7 +54,7 @@ def entropy_rises(tables: Tables) -> Verdict:
 
 
 def perplexity_follows_variance(tables: Tables) -> Verdict:
-    """Table kappas: seed, kappa, eigen_variance (d_model eigenvalues), valid_perplexity, best_epoch, corpus_words.
+    """Table kappas: seed, kappa, eigen_variance (d_model eigenvalues), valid_perplexity and what `_training` reads.
 
     One row a run. Per seed the rank correlation over kappa; reproduced when its t interval over seeds lies above 0.
     """

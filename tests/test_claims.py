@@ -131,7 +131,7 @@ def paired(value, gaps):
     n = len(gaps)
     kappa = [0.0] * n + [0.01] * n
     values = {value: [100.0] * n + [100.0 + g for g in gaps]}
-    return {"paired": table(seed=[*range(n)] * 2, kappa=kappa, best_epoch=5.0, corpus_words=8192, **values)}
+    return {"paired": table(seed=[*range(n)] * 2, kappa=kappa, best_epoch=5.0, epochs=8.0, corpus_words=8192, **values)}
 
 
 def kappas(sign):
@@ -140,7 +140,7 @@ def kappas(sign):
         for s in range(3)
         for k in range(5)
     ]
-    return {"kappas": pd.DataFrame(rows).assign(best_epoch=1.0, corpus_words=8192)}
+    return {"kappas": pd.DataFrame(rows).assign(best_epoch=1.0, epochs=1.0, corpus_words=8192)}
 
 
 def starts(collapsed, concentrated):
@@ -314,9 +314,12 @@ def test_the_generated_pages_are_current(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("epochs", "told"),
-    [([1.0, 1.0], "best after 1 pass over the text, 8,192 words"), ([7.0, 9.5], "best after 7 to 9.5 passes over the")],
+    [
+        ([1.0, 1.0], "best after 1 pass over the text, in 0 of 6 runs the last one allowed; 8,192 words"),
+        ([7.0, 8.0], "best after 7 to 8 passes over the text, in 3 of 6 runs the last one allowed; 8,192 words"),
+    ],
 )
-def test_a_verdict_on_training_says_how_long_it_was_and_over_how_many_words(epochs, told):
+def test_a_verdict_on_training_says_how_long_it_was_and_how_many_runs_might_go_on(epochs, told):
     tables = {"paired": paired("test_perplexity", [-1.0, -1.1, -0.9])["paired"].assign(best_epoch=epochs * 3)}
     entry = claims.claim("locater-improves-perplexity")
     assert told in claims.judge(entry, tables).because

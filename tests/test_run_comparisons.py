@@ -55,12 +55,12 @@ def summary(pairs: dict[int, tuple[float, ...]], kappas=(0.0, 0.1)) -> pd.DataFr
     rows = [
         {"seed": seed, "kappa": kappa, "test_perplexity": value, "valid_perplexity": value + 1}
         | {"valid_entropy": 2 * value, "eigen_variance": 1 / value, "layers": 1, "heads": 1}
-        | {"best_epoch": 5.0, "corpus_words": 8192}
+        | {"best_epoch": 5.0, "epochs": 5.0, "corpus_words": 8192}
         for seed, values in pairs.items()
         for kappa, value in zip(kappas, values, strict=False)
     ]
     columns = ["seed", "kappa", "test_perplexity", "valid_perplexity", "valid_entropy", "eigen_variance"]
-    return pd.DataFrame(rows, columns=[*columns, "layers", "heads", "best_epoch", "corpus_words"])
+    return pd.DataFrame(rows, columns=[*columns, "layers", "heads", "best_epoch", "epochs", "corpus_words"])
 
 
 def tables(content: pd.DataFrame) -> RunTables:
