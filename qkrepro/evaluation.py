@@ -6,7 +6,6 @@ from the logits on. Source: book, "Theory in trained models", "Theory: signal pr
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,11 +60,12 @@ def cut(stream: Tensor, length: int, tokens: int | None = None) -> list[Block]:
 def mean_loss(model: LanguageModel, blocks: list[Block], batch: int, precision: str = "float32") -> float:
     """Mean cross-entropy over all targets of the blocks, nats a token, `batch` sequences at a time, without dropout."""
     total, table = 0.0, model.embedding.weight  # (words, d_model)
-    parts = [(torch.split(block.inputs, batch), torch.split(block.targets, batch)) for block in blocks]
     with _without_dropout(model):
-        for inputs, targets in chain.from_iterable(zip(*part, strict=True) for part in parts):
-            hidden = model.hidden(inputs.to(table.device))  # (sequences, length, d_model)
-            total += float(vocabulary_nll(hidden, table, targets.to(table.device), precision=precision))
+        for block in blocks:
+            pairs = zip(torch.split(block.inputs, batch), torch.split(block.targets, batch), strict=True)
+            for inputs, targets in pairs:
+                hidden = model.hidden(inputs.to(table.device))  # (sequences, length, d_model)
+                total += float(vocabulary_nll(hidden, table, targets.to(table.device), precision=precision))
     return total / sum(block.targets.numel() for block in blocks)
 
 

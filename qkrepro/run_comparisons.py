@@ -15,11 +15,7 @@ from qkrepro.intervals import Interval, t_interval
 from qkrepro.run_tables import RunTables
 from qkrepro.training_rules import FEWEST_SEEDS
 
-TRAINING = (
-    "best_epoch",
-    "epochs",
-    "corpus_words",
-)  # passes until the best checkpoint; passes allowed; words
+TRAINING = ("best_epoch", "last_epoch", "corpus_words")  # passes until the best, until the last evaluation; words
 FEWEST_KAPPAS = 4
 NO_INTERVAL = float("nan")
 Tables = TypeVar("Tables", bound=RunTables)

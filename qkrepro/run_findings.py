@@ -106,9 +106,8 @@ def still_improving(tables: RunTables) -> str:
     """How many runs had their best validation loss at their last evaluation, and were so stopped on the way down."""
     if tables.summary.empty:
         return NOT_RUN
-    last = tables.summary["run"].map(tables.curves.groupby("run")["epoch"].max())
-    count, runs = int((tables.summary["best_epoch"] >= last).sum()), len(tables.summary)
-    return f"{count} of {runs} runs had their best validation perplexity at their last evaluation"
+    ended, runs = int((tables.summary["best_epoch"] == tables.summary["last_epoch"]).sum()), len(tables.summary)
+    return f"{ended} of {runs} runs had their best validation perplexity at their last evaluation"
 
 
 def _at(row: pd.Series, unit: str) -> str:

@@ -26,7 +26,10 @@ MEASURED = (
     *("nonsaturated_predicted", "gradient_mass", "gradient_mass_last", "trace", "trace_square", "frobenius"),
     *("spectral_norm", "eigen_mean", "eigen_variance"),
 )
-SUMMARY = ("best_update", "best_epoch", "test_loss", "test_perplexity", "corpus", "corpus_entropy", "corpus_words")
+SUMMARY = (
+    *("best_update", "best_epoch", "last_epoch", "test_loss", "test_perplexity"),
+    *("corpus", "corpus_entropy", "corpus_words"),
+)
 CURVES = ("update", "epoch", "tokens", "train_loss", "penalty", "corpus", "corpus_entropy", "corpus_words")
 
 LIVE = RunConfiguration(  # the small run that chapters make while they are executed: about a second of one core
@@ -50,7 +53,8 @@ class RunTables:
     """Runs as tables. The tables of no run are empty, with the columns that the book uses.
 
     summary: one row a run: `run` (its identity), configuration, corpus (`corpus_words`; `corpus_entropy` in nats a
-    token where it is known), and what was measured at the best checkpoint, with `test_perplexity`.
+    token where it is known), what was measured at the best checkpoint, with `test_perplexity`, and the
+    `last_epoch` that was evaluated.
     curves: one row an evaluation, columns of metrics.csv (results/README.md) beside run and configuration.
     arrays: content of spectrum.npz by run.
     """
@@ -213,8 +217,8 @@ def _tables(folders: Sequence[Path]) -> RunTables:
     if not folders:
         summary = pd.DataFrame(columns=list(dict.fromkeys([*settings, *SUMMARY, *MEASURED])))
         return RunTables(summary, pd.DataFrame(columns=list(dict.fromkeys([*settings, *CURVES, *MEASURED]))), {})
-    return RunTables(
-        pd.concat([read_runs(folder) for folder in folders], ignore_index=True),
-        pd.concat([read_records(folder) for folder in folders], ignore_index=True),
-        {read_run(folder)["identity"]: read_arrays(folder) for folder in folders},
-    )
+    summary = pd.concat([read_runs(folder) for folder in folders], ignore_index=True)
+    curves = pd.concat([read_records(folder) for folder in folders], ignore_index=True)
+    last = curves.groupby("run")["epoch"].max().rename("last_epoch")
+    arrays = {read_run(folder)["identity"]: read_arrays(folder) for folder in folders}
+    return RunTables(summary.join(last, on="run"), curves, arrays)

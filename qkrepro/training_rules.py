@@ -15,20 +15,20 @@ SHAPES = tuple((layers, heads) for layers in (1, 2, 4) for heads in (1, 4))
 def _training(table: pd.DataFrame) -> str:
     """How long the runs of a table learned, and over how many words.
 
-    Columns best_epoch, epochs (allowed) and corpus_words. A run that was best when its passes ended may not be at its
-    best yet: how many there are is said.
+    Columns best_epoch, last_epoch (of an evaluation) and corpus_words. A run that was best at its last evaluation may
+    not be at its best yet: how many there are is said.
     """
     words = ", ".join(f"{number:,}" for number in sorted(set(table["corpus_words"])))
     length = passes(table["best_epoch"].min(), table["best_epoch"].max())
-    cut = int((table["best_epoch"] >= table["epochs"]).sum())
-    return f"best after {length} over the text, in {cut} of {len(table)} runs the last one allowed; {words} words"
+    ended = int((table["best_epoch"] == table["last_epoch"]).sum())
+    return f"best after {length} over the text, in {ended} of {len(table)} runs at the last evaluation; {words} words"
 
 
 def _paired(table: pd.DataFrame, value: str, sign: int) -> Verdict:
     """Regularised minus baseline (kappa 0), paired by seed; `sign` is the direction the claim names.
 
-    One row a run. What `_training` reads is said with the verdict: best_epoch (passes over the text at the best
-    checkpoint), epochs (passes allowed), corpus_words.
+    One row a run. What `_training` reads is said with the verdict: best_epoch and last_epoch (passes over the text
+    until the best and until the last evaluation), corpus_words.
     """
     wide = table.assign(arm=np.where(table["kappa"] == 0, "baseline", "locater"))
     wide = wide.pivot(index="seed", columns="arm", values=value)

@@ -131,7 +131,9 @@ def paired(value, gaps):
     n = len(gaps)
     kappa = [0.0] * n + [0.01] * n
     values = {value: [100.0] * n + [100.0 + g for g in gaps]}
-    return {"paired": table(seed=[*range(n)] * 2, kappa=kappa, best_epoch=5.0, epochs=8.0, corpus_words=8192, **values)}
+    return {
+        "paired": table(seed=[*range(n)] * 2, kappa=kappa, best_epoch=5.0, last_epoch=8.0, corpus_words=8192, **values)
+    }
 
 
 def kappas(sign):
@@ -140,7 +142,7 @@ def kappas(sign):
         for s in range(3)
         for k in range(5)
     ]
-    return {"kappas": pd.DataFrame(rows).assign(best_epoch=1.0, epochs=1.0, corpus_words=8192)}
+    return {"kappas": pd.DataFrame(rows).assign(best_epoch=1.0, last_epoch=1.0, corpus_words=8192)}
 
 
 def starts(collapsed, concentrated):
@@ -315,8 +317,8 @@ def test_the_generated_pages_are_current(tmp_path: Path):
 @pytest.mark.parametrize(
     ("epochs", "told"),
     [
-        ([1.0, 1.0], "best after 1 pass over the text, in 0 of 6 runs the last one allowed; 8,192 words"),
-        ([7.0, 8.0], "best after 7 to 8 passes over the text, in 3 of 6 runs the last one allowed; 8,192 words"),
+        ([1.0, 1.0], "best after 1 pass over the text, in 0 of 6 runs at the last evaluation; 8,192 words"),
+        ([7.0, 8.0], "best after 7 to 8 passes over the text, in 3 of 6 runs at the last evaluation; 8,192 words"),
     ],
 )
 def test_a_verdict_on_training_says_how_long_it_was_and_how_many_runs_might_go_on(epochs, told):
