@@ -10,8 +10,7 @@ import yaml
 from qkrepro.corpus import Corpus
 from qkrepro.errors import ArgumentError, check_choice, check_integer, check_number
 from qkrepro.results import run_identity
-
-PRECISIONS = ("float32", "bf16")
+from qkrepro.vocabulary_loss import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class RunConfiguration:
     patience: int = 0  # stop after so many evaluations without a better validation loss; 0 never stops early
     valid_tokens: int | None = 32768  # validation tokens an evaluation looks at, about; None takes all
     measured_sequences: int = 16  # validation sequences on which attention is measured
-    precision: str = "float32"
+    precision: str = "float32"  # of the model; bf16: of the products over the vocabulary alone
     device: str = "cpu"
     threads: int = 1  # of the processor; part of the identity, since the order of sums depends on it
 

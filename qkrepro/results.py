@@ -23,6 +23,7 @@ from qkrepro.errors import RunError
 
 RECORD_FILES = ("metrics.csv", "spectrum.npz", "timing.json", "run.json")  # in the order they are written
 PACKAGES = ("qkrepro", "torch", "numpy")
+INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "MKL_CBWR")  # variables by which PyTorch and MKL choose instructions
 
 
 def run_identity(configuration: Mapping[str, Any]) -> str:
@@ -145,7 +146,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 def environment() -> dict[str, Any]:
     """Return what a run is made with: code revision, package versions, Python, processor."""
     versions = {name: version(name) for name in PACKAGES}
-    return versions | {"python": platform.python_version(), "processor": _processor(), "revision": _revision()}
+    return versions | {"python": platform.python_version(), "processor": processor(), "revision": _revision()}
 
 
 def _run_columns(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +168,13 @@ def _revision() -> str:
     return str(head.stdout).strip() + "+" * (changed.returncode != 0)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor, and the settings that change which of its instructions are used."""
+    settings = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS if name in os.environ]
+    return ", ".join([_model_name(), *settings])
+
+
+def _model_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -26,7 +26,8 @@ def build_model(configuration: RunConfiguration, vocabulary: int) -> LanguageMod
         norm=configuration.norm,
         max_length=configuration.length,
     )
-    model = LanguageModel(sizes, torch.Generator().manual_seed(configuration.seed))
+    dtype = torch.float64 if configuration.precision == "float64" else torch.float32
+    model = LanguageModel(sizes, torch.Generator().manual_seed(configuration.seed), dtype)
     if configuration.start_mean is not None and configuration.start_deviation is not None:
         start_spectrum(model, configuration.start_mean, configuration.start_deviation, configuration.seed)
     if configuration.start_gain != 1:
