@@ -95,8 +95,8 @@ class LocAteR:
 
     - scale "frobenius": ‖W‖_F²; "trace-square": tr of the square of the symmetric part, (‖W‖_F² + tr W²)/2;
       "deviation": ‖W − (t/d_model) I‖_F² = ‖W‖_F² − t²/d_model; "variance": ‖W‖_F² − t²/d_head, which is 0 for a
-      multiple of a projection of rank d_head. The last two leave the mean alone and take no penalty term; with one
-      head, where d_head = d_model, they are one;
+      multiple of a projection of rank d_head. The last two take no penalty term. With one head, where d_head = d_model,
+      they are one; with more, W is no multiple of I, and "deviation" is least at W = 0 alone;
     - mean "penalty": (t − τ)² is added to the first two scales; τ = 0 is pure shrinkage;
     - mean "projection": no term is added; the trace is held by the gradient instead. `start` sets t = τ once, by the
       smallest change of w_k alone among multiples of w_q, w_k ← w_k + (τ − t)/‖w_q‖_F² · w_q. From then on every
