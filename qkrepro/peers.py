@@ -68,7 +68,7 @@ def normalise_queries_and_keys(model: nn.Module, length: int) -> None:
     start; length: tokens of a sequence, >= 2. Biases count as part of q and k. What is measured of W_QK afterwards is
     that of w_qᵀ w_k, whose scale no longer matters, while ratios such as N do.
     Raises ArgumentError for a model without attention layers, one that is normalised already, and PyTorch's layers
-    with bias_k or add_zero_attn. Source: Henry et al. 2020, arXiv 2010.04245, equations 2 to 4.
+    with bias_k or add_zero_attn. Source: Henry et al. 2020, arXiv 2010.04245.
     """
     check_integer("length", length, at_least=2)
     for module in attention_modules(model):
@@ -88,14 +88,15 @@ def normalise_queries_and_keys(model: nn.Module, length: int) -> None:
 
 
 def reparametrise_spectrally(model: nn.Module) -> None:
-    """σReparam: every linear map W of the model becomes γ W/σ(W), σ the largest singular value, γ trained, 1 at first.
+    """σReparam: every linear map W of the model becomes γ W/σ(W), σ the largest singular value, γ trained.
 
     For every `torch.nn.Linear` and the three blocks of a packed `in_proj_weight` (the separate ones too), each with its
-    own γ. σ is uᵀ W v with singular vectors that are exact at the start and follow by one step of power iteration
-    whenever the weight is used in training, without gradients; the gradient runs through W and not through u, v.
-    `weight` then reads the product, so spectra, regularisers and checkpoints need nothing else; write to
-    `parametrizations.weight.original`. Raises ArgumentError when there is nothing to reparametrise, or it was done.
-    Source: Zhai et al. 2023, arXiv 2303.06296, equation 7 and algorithm 1.
+    own γ, which starts at σ(W), so that the model stays what it was (as in the authors' public code for images). σ is
+    uᵀ W v with singular vectors that are exact at the start and follow by one step of power iteration whenever the
+    weight is used in training, without gradients; the gradient runs through W and not through u, v. `weight` then reads
+    the product, so spectra, regularisers and checkpoints need nothing else; write to `parametrizations.weight.original`.
+    Raises ArgumentError when there is nothing to reparametrise, or it was done.
+    Source: Zhai et al. 2023, arXiv 2303.06296.
     """
     names = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     found = [
@@ -120,8 +121,8 @@ class SpectralGain(nn.Module):
     def __init__(self, weight: Tensor, blocks: int = 1) -> None:
         """weight: (rows, columns), `blocks` of equal rows one below the other, each with its own γ and σ."""
         super().__init__()
-        u, _, vh = torch.linalg.svd(weight.view(blocks, -1, weight.shape[-1]), full_matrices=False)
-        self.gain = nn.Parameter(torch.ones(blocks, 1, 1, dtype=weight.dtype, device=weight.device))
+        u, sigma, vh = torch.linalg.svd(weight.view(blocks, -1, weight.shape[-1]), full_matrices=False)
+        self.gain = nn.Parameter(sigma[:, :1, None].clone())  # γ, (blocks, 1, 1)
         self.register_buffer("u", u[:, :, :1].contiguous())  # (blocks, rows/blocks, 1)
         self.register_buffer("v", vh[:, :1].mT.contiguous())  # (blocks, columns, 1)
 
@@ -143,7 +144,7 @@ class QKClip:
     last call; with γ = min(1, τ/S_max) the call scales w_q, b_q, w_k and b_k of the head by √γ, and so its logits by γ.
     S_max costs one more product of queries and keys a pass. PyTorch's layers must have biases or none, w_q and w_k of
     one width. Raises ArgumentError for a threshold that is not above 0 or a model without attention layers.
-    Source: Kimi Team 2025, arXiv 2507.20534, algorithm 1 with α = 1/2 (biases are ours: that model has none).
+    Source: Kimi Team 2025, arXiv 2507.20534; scaling the biases, too, is ours.
     """
 
     def __init__(self, model: nn.Module, threshold: float) -> None:

@@ -129,17 +129,25 @@ def test_gain_is_trained(build):
     assert float(gains[0].grad.abs()) > 0
 
 
+@pytest.mark.parametrize("build", [ours, theirs])
+def test_reparametrised_model_is_at_first_what_it_was(build):
+    model, inputs = build(), TOKENS if build is ours else X
+    before = model(inputs)
+    reparametrise_spectrally(model)
+    torch.testing.assert_close(model(inputs), before)
+
+
 def test_spectral_gain_gives_every_linear_map_of_our_model_norm_gamma():
     model = ours()
     before = {name: module.weight.clone() for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     reparametrise_spectrally(model)
     with torch.no_grad():
-        model.layers[0].up.parametrizations.weight[0].gain.fill_(2.5)
+        for number, name in enumerate(before):
+            model.get_submodule(name).parametrizations.weight[0].gain.fill_(number + 0.5)
     assert len(before) == 6
-    for name, weight in before.items():
-        gamma = 2.5 if name.endswith("up") else 1.0
+    for gamma, (name, weight) in enumerate(before.items()):
         torch.testing.assert_close(
-            model.get_submodule(name).weight, gamma * weight / torch.linalg.matrix_norm(weight, 2)
+            model.get_submodule(name).weight, (gamma + 0.5) * weight / torch.linalg.matrix_norm(weight, 2)
         )
 
 
@@ -147,6 +155,8 @@ def test_spectral_gain_divides_query_key_and_value_of_a_packed_weight_each_by_it
     layer = theirs()
     before = layer.self_attn.in_proj_weight.detach().chunk(3)
     reparametrise_spectrally(layer)
+    with torch.no_grad():
+        layer.self_attn.parametrizations.in_proj_weight[0].gain.fill_(1.0)
     for old, new in zip(before, layer.self_attn.in_proj_weight.chunk(3), strict=True):
         torch.testing.assert_close(new, old / torch.linalg.matrix_norm(old, 2))
 
@@ -156,6 +166,8 @@ def test_gradient_runs_through_the_norm_with_its_singular_vectors_held():
     weight = linear.weight.detach().clone().requires_grad_()
     (weight / torch.linalg.matrix_norm(weight, 2)).sin().sum().backward()
     reparametrise_spectrally(linear)
+    with torch.no_grad():
+        linear.parametrizations.weight[0].gain.fill_(1.0)
     linear.weight.sin().sum().backward()
     torch.testing.assert_close(linear.parametrizations.weight.original.grad, weight.grad)
 
@@ -165,6 +177,7 @@ def test_power_iteration_follows_a_changing_weight_in_training_alone():
     reparametrise_spectrally(linear)
     original = linear.parametrizations.weight.original
     with torch.no_grad():
+        linear.parametrizations.weight[0].gain.fill_(1.0)
         original.copy_(torch.diag(torch.tensor([5.0, 2, 1, 1, 1, 1])) + 0.1 * original)
         for _ in range(5):
             _ = linear.weight
