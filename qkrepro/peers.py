@@ -94,8 +94,8 @@ def reparametrise_spectrally(model: nn.Module) -> None:
     own γ, which starts at σ(W), so that the model stays what it was (as in the authors' public code for images). σ is
     uᵀ W v with singular vectors that are exact at the start and follow by one step of power iteration whenever the
     weight is used in training, without gradients; the gradient runs through W and not through u, v. `weight` then reads
-    the product, so spectra, regularisers and checkpoints need nothing else; write to `parametrizations.weight.original`.
-    Raises ArgumentError when there is nothing to reparametrise, or it was done.
+    the product, so spectra, regularisers and checkpoints need nothing else; write to
+    `parametrizations.weight.original`. Raises ArgumentError when there is nothing to reparametrise, or it was done.
     Source: Zhai et al. 2023, arXiv 2303.06296.
     """
     names = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
