@@ -24,6 +24,12 @@ from qkrepro.errors import RunError
 RECORD_FILES = ("metrics.csv", "spectrum.npz", "timing.json", "run.json")  # in the order they are written
 PACKAGES = ("qkrepro", "torch", "numpy")
 INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "MKL_CBWR")  # variables by which PyTorch and MKL choose instructions
+ADDED: Mapping[str, Any] = {  # entries that configurations gained after the first records: what those runs had
+    "schedule": "inverse-square-root",
+    "penalised": "weights",
+    "peer": "none",
+    "peer_strength": 0.0,
+}
 
 
 def run_identity(configuration: Mapping[str, Any]) -> str:
@@ -112,7 +118,8 @@ def find_records(folder: str | Path) -> list[Path]:
 def read_records(folder: str | Path) -> pd.DataFrame:
     """Return one row an evaluation of every finished record below `folder`: run, its configuration, its metrics.
 
-    Losses and entropies are nats, `tokens` counts training tokens. Raises RunError for none or a damaged record.
+    An entry that the configuration gained later has the value of ADDED. Losses and entropies are nats, `tokens` counts
+    training tokens. Raises RunError for none or a damaged record.
     """
     tables = []
     for path in find_records(folder):
@@ -152,7 +159,7 @@ def environment() -> dict[str, Any]:
 def _run_columns(run: Mapping[str, Any]) -> dict[str, Any]:
     corpus = {f"corpus_{key}" if key != "name" else "corpus": value for key, value in run["corpus"].items()}
     settings: dict[str, Any] = run["configuration"]
-    return {"run": run["identity"]} | settings | corpus
+    return {"run": run["identity"]} | settings | {k: v for k, v in ADDED.items() if k not in settings} | corpus
 
 
 def _revision() -> str:
