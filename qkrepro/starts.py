@@ -53,14 +53,19 @@ def start_spectrum(model: LanguageModel, mean: float, deviation: float, seed: in
     """Start W_QK of every layer as a symmetric matrix of this eigenvalue mean and standard deviation, d_model of them.
 
     w_q and w_k are its balanced factors, so that w_qᵀ w_k has exactly that spectrum (to float32). deviation = 0 is
-    mean · I. Raises ArgumentError for more than one head, whose W_QK has not rank d_model.
+    mean · I, factored as √|mean| · I twice: a singular value decomposition of it would choose its basis by rounding,
+    and Adam learns differently in different bases. Raises ArgumentError for more than one head, whose W_QK has not
+    rank d_model.
     """
     if model.config.heads != 1:
         raise ArgumentError("start_mean and start_deviation are given with several heads; allowed: heads = 1")
     generator = torch.Generator().manual_seed(seed)
     width = model.config.d_model
     for head in model.qk_weights():
-        w = random_spectrum_matrix(width, mean, deviation**2, generator=generator)  # (d_model, d_model)
-        w_q, w_k = factor(w, width)
+        if deviation == 0:
+            w_q = abs(mean) ** 0.5 * torch.eye(width, dtype=torch.float64)
+            w_k = w_q if mean >= 0 else -w_q
+        else:
+            w_q, w_k = factor(random_spectrum_matrix(width, mean, deviation**2, generator=generator), width)
         head.w_q.copy_(w_q)
         head.w_k.copy_(w_k)
