@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qkrepro.errors import ArgumentError
-from qkrepro.notebooks import plain_value, replace_file
+from qkrepro.results import write_atomically
 from qkrepro.rounding import significant
 
 COMMITTED_PROFILE = "quick"
@@ -48,8 +48,7 @@ def save_numbers(chapter: str, profile: str, tables: Mapping[str, pd.DataFrame])
     content = {"chapter": chapter, "profile": profile, "tables": {name: _columns(t) for name, t in tables.items()}}
     given = os.environ.get(FOLDER_VARIABLE)
     folder = Path(given) if given else book_root() / INTERACTIVE
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / f"{chapter}.json", _encoded(content))
+    write_atomically(folder / f"{chapter}.json", _encoded(content))
 
 
 def stored(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -61,7 +60,7 @@ def describe_execution(path: Path, parameters: Mapping[str, Any], processor: str
     """Write into a file of numbers what its notebook ran with and where; a missing file stays missing."""
     if path.is_file():
         about = {"parameters": dict(parameters), "processor": processor}
-        replace_file(path, _encoded(json.loads(path.read_text(encoding="utf-8")) | about))
+        write_atomically(path, _encoded(json.loads(path.read_text(encoding="utf-8")) | about))
 
 
 def changed_parameters(chapter: str) -> dict[str, tuple[Any, Any]]:
@@ -96,6 +95,13 @@ def load_numbers(chapter: str, folder: Path | None = None) -> dict[str, pd.DataF
         raise ArgumentError(f"chapter is {chapter!r}; it has no saved numbers in {path.parent}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(f"{path} is damaged ({error}); allowed: a file written by save_numbers") from error
+
+
+def plain_value(value: Any) -> Any:
+    """Tuples as lists, and a type beside each scalar, so that "1e-3" is not 0.001 and True is not 1."""
+    if isinstance(value, list | tuple):
+        return [plain_value(each) for each in value]
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else (type(value).__name__, value)
 
 
 def _columns(table: pd.DataFrame) -> dict[str, list[object]]:

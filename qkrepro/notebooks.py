@@ -12,6 +12,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from qkrepro.errors import NotebookError
+from qkrepro.figure_numbers import plain_value
 
 COLAB = "colab"  # tag of the cell that `colab` writes; no output follows from it
 
@@ -122,13 +123,6 @@ def parameters_cell(notebook: NotebookNode) -> NotebookNode:
     if len(cells) != 1 or cells[0].cell_type != "code":
         raise NotebookError(f"{len(cells)} cells are tagged `parameters`; allowed: exactly one, a code cell")
     return cells[0]
-
-
-def plain_value(value: Any) -> Any:
-    """Tuples as lists, and a type beside each scalar, so that "1e-3" is not 0.001 and True is not 1."""
-    if isinstance(value, list | tuple):
-        return [plain_value(each) for each in value]
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else (type(value).__name__, value)
 
 
 def replace_file(path: Path, content: bytes) -> None:
