@@ -35,7 +35,7 @@ SETTINGS: tuple[dict[str, str], ...] = (
 TRAIN = """
 import sys
 from dataclasses import replace
-from qkrepro.run_tables import LIVE, live_runs
+from qkrepro.training.tables import LIVE, live_runs
 runs = live_runs([replace(LIVE, precision=sys.argv[1])])
 print(repr(float(runs.summary["valid_perplexity"].iloc[0])))
 """

@@ -1,0 +1,1 @@
+"""One module a notebook: its experiment, its figures, its claims with their rules."""
