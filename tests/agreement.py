@@ -43,13 +43,13 @@ def _training(falls: str, *within: str) -> Rule:
 
 
 RULES: dict[str, dict[str, Rule]] = {
-    "09_real_weights": {"heads": WEIGHTS, "correlations": WEIGHTS},
-    "15_heads_in_the_wild": {"heads": WEIGHTS},
-    "10_locater": {"live": _training("estimate", "kappa")},
-    "11_spectrum_in_training": {"live": TRAINING},
-    "12_theory_in_trained_models": {"live_profiles": TRAINING, "live_distances": TRAINING},
-    "13_plateaus": {"live_starts": TRAINING},
-    "14_deeper_and_wider": {"live": TRAINING, "live_differences": TRAINING},
+    "real_weights": {"heads": WEIGHTS, "correlations": WEIGHTS},
+    "heads_in_the_wild": {"heads": WEIGHTS},
+    "locater": {"live": _training("estimate", "kappa")},
+    "spectrum_in_training": {"live": TRAINING},
+    "theory_in_trained_models": {"live_profiles": TRAINING, "live_distances": TRAINING},
+    "plateaus": {"live_starts": TRAINING},
+    "deeper_and_wider": {"live": TRAINING, "live_differences": TRAINING},
     "bring_your_own_corpus": {
         "valid_perplexity": _training("estimate", "kappa"),
         "valid_entropy": TRAINING,

@@ -14,11 +14,14 @@ import pandas as pd
 import torch
 
 from qkrepro.errors import RunError, check_integer
+from qkrepro.evidence.claims import Claim
 from qkrepro.files import write_atomically
 from qkrepro.models.run_words import UNK
 from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.corpus import SPLITS, Corpus, load_corpus, synthetic_corpus
 from qkrepro.training.tables import RunTables, live_runs
+
+READS = ("results/*/*/timing.json",)  # what the notebook reads beside the package, relative to the checkout
 
 EXAMPLE_WORDS, EXAMPLE_LINE = 30, 40  # words of the example's vocabulary, and on a line
 RATE_COLUMNS = ["records", "words", "tokens_per_second", "minutes_a_pass"]
@@ -90,3 +93,6 @@ def recorded_rates(folder: str | Path, tokens: int) -> pd.DataFrame:
     found = pd.DataFrame(rows, columns=RATE_COLUMNS[:-1])
     median = found.groupby(["records", "words"])["tokens_per_second"].median().reset_index()
     return median.assign(minutes_a_pass=tokens / median["tokens_per_second"] / 60)[RATE_COLUMNS]
+
+
+CLAIMS: tuple[Claim, ...] = ()

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from torch import Generator, Tensor
 
 from qkrepro.errors import check_integer
-from qkrepro.evidence.claims import claims_judged_by
+from qkrepro.evidence.claims import Claim, Tables, Verdict
 from qkrepro.evidence.rounding import fixed
-from qkrepro.evidence.verdicts import Tables, Verdict, share_verdict
+from qkrepro.evidence.verdicts import share_verdict
 from qkrepro.theory.spectrum import matrix_moments, qk_eigenvalues, qk_moments, random_spectrum_matrix
 from qkrepro.theory.statistics import Interval, t_interval
 from qkrepro.theory.xavier import XavierLaw, xavier_law, xavier_qk
@@ -212,4 +212,21 @@ def plot_trace_histogram(traces: pd.Series, trace_std: float, axis: Axes) -> Non
     axis.legend(loc="upper left")
 
 
-CLAIMS = claims_judged_by(xavier_spectrum)
+CLAIMS = (
+    Claim(
+        name="xavier-spectrum",
+        chapter="eigenspectrum",
+        provenance="derived",
+        statement=(
+            "Xavier initialisation draws a spectrum of mean zero whose scale has a closed form: it starts dispersed."
+        ),
+        rule=(
+            "The 95% t interval of the eigenvalue mean over draws contains 0 and that of the squared Frobenius "
+            "norm over its closed form contains 1."
+        ),
+        refuted_by="an interval that misses",
+        tables=("xavier",),
+        judge=xavier_spectrum,
+        figure="fig-xavier-spectrum",
+    ),
+)

@@ -13,8 +13,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
+from qkrepro.evidence.claims import Claim
 from qkrepro.models.head_products import Array, head_products
 from qkrepro.models.rotary import Rotary, rotary_of_layer
+
+READS = ("notebooks/texts/walk.txt",)  # what the notebook reads beside the package, relative to the checkout
 
 
 def rotary_spectra(
@@ -114,3 +117,6 @@ def plot_head_maps(heads: pd.DataFrame, quantities: Mapping[str, str], axes: Any
         ax.set(title=title, xlabel="head", ylabel="layer")
         ax.tick_params(labelrotation=0)
         ax.grid(False)
+
+
+CLAIMS: tuple[Claim, ...] = ()

@@ -12,9 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 
+from qkrepro.evidence.claims import Claim
 from qkrepro.evidence.run_figures import EPOCHS, by_kappa, kappa_colour, kappa_label, label_empty, plain_log, points
 from qkrepro.evidence.wording import passes, signed
 from qkrepro.training.tables import NOT_RUN, RunTables
+
+READS = (
+    "results/locater-wikitext-2*",
+    "results/kappa-reduced*",
+    "results/kappa-short*",
+)  # what the notebook reads beside the package, relative to the checkout
 
 MOMENTS = ("trace", "eigen_mean", "frobenius", "trace_square", "eigen_variance")
 
@@ -141,3 +148,6 @@ def course(means: pd.DataFrame, digits: int = 2) -> str:
     start, top, end = (signed(row["estimate"], digits).lstrip("+") for row in (first, most, last))
     between = f"at most {top} (after {passes(most['epoch'])}), " if top not in (start, end) else ""
     return f"{start} at the start, {between}{end} in the end"
+
+
+CLAIMS: tuple[Claim, ...] = ()

@@ -86,9 +86,7 @@ def colab() -> None:
 
 @app.command()
 def figures(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Notebooks, such as 03_signal_propagation; none: all.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as signal_propagation; none: all.")] = None,
     profile: Annotated[
         str, typer.Option(help="Parameters to run with: smoke, quick (what is committed), paper.")
     ] = "quick",
@@ -111,7 +109,7 @@ def figures(
     if check and stale:
         raise typer.Exit(1)
     if not check and profile == COMMITTED_PROFILE:
-        for row in verdicts(chapters=stale).itertuples():
+        for row in verdicts(of=stale).itertuples():
             typer.echo(_verdict_line(row))
 
 

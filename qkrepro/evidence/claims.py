@@ -1,24 +1,55 @@
-"""A claim: its provenance, its rule, what would refute it (claims.yaml), and the verdict from the data."""
+"""What a claim is: where it comes from, how it is judged, what would refute it. Each chapter defines its own.
 
-from collections.abc import Callable, Mapping
+Source: book, "Claims and verdicts".
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import yaml
+import pandas as pd
 
 from qkrepro.errors import ArgumentError, check_choice
-from qkrepro.evidence.numbers import COMMITTED_PROFILE, changed_parameters, stored
-from qkrepro.evidence.verdicts import Tables, Verdict
 
+Tables = Mapping[str, pd.DataFrame]
 Provenance = Literal["paper", "reported", "derived", "ours"]
+Outcome = Literal["reproduced", "partly", "not reproduced", "inconclusive", "not a test", "not run"]
+
+
+class Verdict(NamedTuple):
+    """What the data say of a claim, the numbers in one sentence, and in how many cases of how many the claim holds.
+
+    holds, of: None for a rule that judges one number and counts no cases.
+    """
+
+    outcome: Outcome
+    because: str
+    holds: int | None = None
+    of: int | None = None
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The number that a rule compares with, and where the page shows what the verdict would be at others.
+
+    name: what is bounded, with its unit. value: where the verdict is given. tried: ascending values around it.
+    judge: the rule as a function of tables and threshold; at `value` it is the claim's own rule.
+    """
+
+    name: str
+    value: float
+    tried: tuple[float, ...]
+    judge: Callable[[Tables, float], Verdict]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: where it comes from, how it is judged, and on which chapter's numbers.
+    """One claim: its words, the conditions under which it is tested, its rule in words and as a function.
 
-    `quote` holds words of the abstract (arXiv 2402.02098), the only text of the paper we hold; None where we hold none.
+    chapter: name of the chapter that saves the tables. statement: the claim with its conditions (sign of the mean,
+    temperature, law of tokens, layers). rule, refuted_by: what the function does, in words. tables: the names of the
+    tables that `rule` reads. quote: words of the abstract (arXiv 2402.02098), the only text of the paper we hold.
+    figure: name of the chapter's figure that shows it. threshold: None where no single number decides.
     """
 
     name: str
@@ -30,75 +61,31 @@ class Claim:
     tables: tuple[str, ...]
     judge: Callable[[Tables], Verdict]
     quote: str | None = None
-    figure: str | None = None  # name of the chapter's figure that shows it
+    figure: str | None = None
+    threshold: Threshold | None = None
 
 
-class ShownVerdict:
-    """A verdict as a notebook shows it: Markdown in a page, one line of text elsewhere."""
-
-    def __init__(
-        self, entry: Claim, verdict: Verdict | None, profile: str, changed: Mapping[str, tuple[object, object]]
-    ) -> None:
-        """Keep the claim and its verdict; `verdict` is None at a profile that judges nothing.
-
-        changed: parameters that are not those of the book, with the book's value and the one now.
-        """
-        self.entry, self.verdict, self.profile, self.changed = entry, verdict, profile, changed
-
-    def __repr__(self) -> str:
-        """Name of the claim, verdict and its reason."""
-        if self.verdict is None:
-            return f"{self.entry.name}: no verdict at profile {self.profile}; verdicts rest on {COMMITTED_PROFILE}"
-        return f"{self.entry.name}: {self.verdict.outcome} ({self.verdict.because}){self._mark()}"
-
-    def _repr_markdown_(self) -> str:
-        entry = self.entry
-        head = f"**Claim** ({entry.provenance}): {entry.statement}\n\n"
-        head += f"**Rule.** {entry.rule} Refuted by: {entry.refuted_by}.\n\n"
-        if self.verdict is None:
-            return f"{head}{self!r}."
-        because = self.verdict.because
-        title = "Verdict of changed parameters" if self.changed else "Verdict"
-        return f"{head}**{title}: {self.verdict.outcome}.** {because[:1].upper()}{because[1:]}{self._mark()}."
-
-    def _mark(self) -> str:
-        told = ", ".join(f"{name} is {now!r} instead of {before!r}" for name, (before, now) in self.changed.items())
-        return f"; of changed parameters: {told}. The book's own verdict is on its claims page" if told else ""
+def claim_named(claims: Iterable[Claim], name: str) -> Claim:
+    """Return the claim of that name; ArgumentError lists the names when there is none."""
+    by_name = {claim.name: claim for claim in claims}
+    check_choice("claim", name, list(by_name))
+    return by_name[name]
 
 
-def show_verdict(entry: Claim, tables: Tables, profile: str) -> ShownVerdict:
-    """Judge the claim on these tables, for display at the end of a chapter; only the committed profile judges.
-
-    Raises ArgumentError for a table that the rule needs and did not get.
-    """
-    verdict = judge(entry, stored(tables)) if profile == COMMITTED_PROFILE else None
-    return ShownVerdict(entry, verdict, profile, changed_parameters(entry.chapter))
-
-
-def judge(entry: Claim, tables: Tables) -> Verdict:
-    """The verdict of a claim on its chapter's tables, by its rule; ArgumentError when a table or column is missing."""
-    missing = [table for table in entry.tables if table not in tables]
+def judge(claim: Claim, tables: Tables) -> Verdict:
+    """Return the verdict on a chapter's tables. Raises ArgumentError when a table or a column is missing."""
+    missing = [table for table in claim.tables if table not in tables]
     if missing:
-        raise ArgumentError(f"tables lack {', '.join(missing)}; claim {entry.name} reads {', '.join(entry.tables)}")
+        raise ArgumentError(f"tables lack {', '.join(missing)}; claim {claim.name} reads {', '.join(claim.tables)}")
     try:
-        return entry.judge(tables)
+        return claim.judge(tables)
     except KeyError as error:
-        raise ArgumentError(
-            f"tables of claim {entry.name} lack {error}; see its rule in {entry.judge.__module__}"
-        ) from error
+        raise ArgumentError(f"tables of claim {claim.name} lack {error}; its rule names what it reads") from error
 
 
-def claims_judged_by(*rules: Callable[[Tables], Verdict]) -> dict[str, Claim]:
-    """Return the claims that these rules judge, by name, in the order of claims.yaml.
-
-    Raises ArgumentError for a rule that judges no claim.
-    """
-    texts = yaml.safe_load((resources.files("qkrepro.evidence") / "claims.yaml").read_text(encoding="utf-8"))
-    by_name = {rule.__name__: rule for rule in rules}
-    for name in by_name:
-        check_choice("rule", name, [fields["judge"] for fields in texts.values()])
-    return {
-        name: Claim(name=name, **{**fields, "tables": tuple(fields["tables"]), "judge": by_name[fields["judge"]]})
-        for name, fields in texts.items()
-        if fields["judge"] in by_name
-    }
+def sensitivity(claim: Claim, tables: Tables) -> pd.DataFrame:
+    """Return the verdict at every threshold that is tried: threshold, outcome, holds, of; no rows without one."""
+    threshold = claim.threshold
+    verdicts = [(value, threshold.judge(tables, value)) for value in threshold.tried] if threshold else []
+    rows = [{"threshold": value, **verdict._asdict()} for value, verdict in verdicts]
+    return pd.DataFrame(rows, columns=["threshold", "outcome", "holds", "of"])

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from qkrepro.evidence.verdicts import Verdict
+from qkrepro.evidence.claims import Verdict
 from qkrepro.evidence.wording import passes
 from qkrepro.theory.statistics import NO_INTERVAL, Interval, mean_interval, t_interval
 from qkrepro.training.tables import RunTables

@@ -6,23 +6,13 @@ Thresholds are choices of ours.
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
 
-import pandas as pd
+from qkrepro.evidence.claims import Outcome, Verdict
 
-Tables = Mapping[str, pd.DataFrame]
-Outcome = Literal["reproduced", "partly", "not reproduced", "not run"]
 HALF = 0.5  # what "prevented" means: at least half of log T for entropy, of the input's own residual for rank
 LOCALIZED = 0.3  # localization index from which a profile counts as localized: 30% of the sequence is shut out
 ROUNDING = 1e-6  # what the last bits of a processor cannot reach, and no claim is about
 SAME_PROFILE = 0.2  # total variation up to which two profiles over the sequence count as the same
-
-
-class Verdict(NamedTuple):
-    """What the data say of a claim, and the numbers in one sentence."""
-
-    outcome: Outcome
-    because: str
 
 
 def share_verdict(holds: list[bool], because: str) -> Verdict:
@@ -30,7 +20,7 @@ def share_verdict(holds: list[bool], because: str) -> Verdict:
     if not holds:
         return Verdict("not run", "no data yet")
     outcome: Outcome = "reproduced" if all(holds) else "partly" if any(holds) else "not reproduced"
-    return Verdict(outcome, because)
+    return Verdict(outcome, because, sum(holds), len(holds))
 
 
 def settings_verdict(holds: Mapping[str, bool]) -> Verdict:

@@ -1,63 +1,41 @@
 """The claims of all chapters: their verdicts from the committed numbers, and the pages that show them."""
 
 import os
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 
-from qkrepro.chapters import (
-    both_at_once,
-    deeper_and_wider,
-    eigenspectrum,
-    entropy_collapse,
-    localization_plane,
-    locater,
-    plateaus,
-    rank_collapse,
-    real_weights,
-    signal_propagation,
-    softmax_linearisation,
-    theory_in_trained_models,
-    true_softmax,
-)
-from qkrepro.errors import ArgumentError, check_choice
-from qkrepro.evidence.claims import Claim, judge
+from qkrepro import chapters
+from qkrepro.errors import ArgumentError
+from qkrepro.evidence.claims import Claim, Verdict, judge
 from qkrepro.evidence.numbers import book_root, load_numbers, numbers_folder
-from qkrepro.evidence.verdicts import Verdict
+from qkrepro.publishing.notebooks import chapter_names
 
 STORED = "verdicts.csv"
-CHAPTERS = (
-    softmax_linearisation,
-    eigenspectrum,
-    signal_propagation,
-    localization_plane,
-    true_softmax,
-    rank_collapse,
-    entropy_collapse,
-    both_at_once,
-    real_weights,
-    locater,
-    theory_in_trained_models,
-    plateaus,
-    deeper_and_wider,
-)
-CLAIMS: tuple[Claim, ...] = tuple(entry for chapter in CHAPTERS for entry in chapter.CLAIMS.values())
 
 
-def claim(name: str) -> Claim:
-    """The claim of that name; ArgumentError lists the names when there is none."""
-    check_choice("claim", name, [entry.name for entry in CLAIMS])
-    return next(entry for entry in CLAIMS if entry.name == name)
+def all_claims() -> tuple[Claim, ...]:
+    """Return the claims of every module of `qkrepro.chapters`, in the order of the book's table of contents."""
+    order = chapter_names(book_root())
+    names = [module.name for module in pkgutil.iter_modules(chapters.__path__)]
+    modules = [import_module(f"qkrepro.chapters.{name}") for name in sorted(names, key=_place(order))]
+    return tuple(claim for module in modules for claim in module.CLAIMS)
 
 
-def verdicts(folder: Path | None = None, chapters: Sequence[str] | None = None) -> pd.DataFrame:
-    """Claims (of these chapters; default all) with their verdicts from the committed numbers, in the order of CLAIMS.
+def _place(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:
+    return lambda name: (order.index(name) if name in order else len(order), name)
+
+
+def verdicts(folder: Path | None = None, of: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return claims (`of` these chapters; default all) with their verdicts from the committed numbers, in book order.
 
     A chapter without saved numbers gives "not run" and what completes it.
     """
     rows = []
-    for entry in (each for each in CLAIMS if chapters is None or each.chapter in chapters):
+    for entry in (claim for claim in all_claims() if of is None or claim.chapter in of):
         verdict = _stored_verdict(entry, folder or numbers_folder())
         rows.append(
             {
@@ -67,9 +45,11 @@ def verdicts(folder: Path | None = None, chapters: Sequence[str] | None = None) 
                 "statement": entry.statement,
                 "outcome": verdict.outcome,
                 "because": verdict.because,
+                "holds": verdict.holds,
+                "of": verdict.of,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"holds": "Int64", "of": "Int64"})
 
 
 def _stored_verdict(entry: Claim, folder: Path) -> Verdict:
@@ -84,14 +64,14 @@ def _how_to_complete(chapter: str) -> str:
     return "its chapter is not written yet"
 
 
-def claims_page(table: pd.DataFrame, chapters: Sequence[str]) -> str:
-    """The generated part of the claims page, MyST Markdown: one section a claim, in the order of CLAIMS.
+def claims_page(table: pd.DataFrame, chapters_written: Sequence[str]) -> str:
+    """The generated part of the claims page, MyST Markdown: one section a claim, in book order.
 
-    `chapters` are the chapters that exist as notebooks; only those are linked.
+    `chapters_written` are the chapters that exist as notebooks; only those are linked.
     """
     parts = []
-    for entry, (_, row) in zip(CLAIMS, table.iterrows(), strict=True):
-        written = entry.chapter in chapters
+    for entry, (_, row) in zip(all_claims(), table.iterrows(), strict=True):
+        written = entry.chapter in chapters_written
         lines = {
             "numbers": row["because"],
             "provenance": entry.provenance,
@@ -137,10 +117,10 @@ def write_pages(folder: Path | None = None) -> list[Path]:
     root = book_root()
     target = folder or root / "book" / "generated"
     target.mkdir(parents=True, exist_ok=True)
-    chapters = [path.stem for path in (root / "notebooks").glob("*.ipynb")]
+    written = [path.stem for path in (root / "notebooks").glob("*.ipynb")]
     table = verdicts()
-    stored = table[["claim", "outcome", "because"]].to_csv(index=False, lineterminator="\n")
-    pages = {"claims.md": claims_page(table, chapters), "verdicts.md": verdict_summary(table), STORED: stored}
+    stored = table[["claim", "outcome", "because", "holds", "of"]].to_csv(index=False, lineterminator="\n")
+    pages = {"claims.md": claims_page(table, written), "verdicts.md": verdict_summary(table), STORED: stored}
     for name, text in pages.items():
         temporary = target / f"{name}.tmp"
         temporary.write_text(text, encoding="utf-8")

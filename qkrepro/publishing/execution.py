@@ -8,6 +8,7 @@ Two executions give the same bytes: run the notebooks a second time, compare, an
 What is compared: every text output of the committed notebook, its pictures, and the numbers behind its figures.
 """
 
+import ast
 import base64
 import hashlib
 import json
@@ -28,6 +29,7 @@ from nbformat import NotebookNode
 from qkrepro.errors import NotebookError, check_choice
 from qkrepro.evidence.numbers import COMMITTED_PROFILE, FOLDER_VARIABLE, book_root, describe_execution, numbers_folder
 from qkrepro.publishing.notebooks import (
+    chapter_names,
     clean,
     code_cells,
     colab_cell,
@@ -43,11 +45,10 @@ from qkrepro.publishing.staleness import changed_inputs, input_digests
 from qkrepro.training.records import environment, processor
 
 CENTRAL_FIGURE = (
-    "08_both_at_once",
+    "both_at_once",
     "central-figure",
     "book/images/both_at_once.png",
 )  # notebook, tag of its cell, picture
-READS = "notebooks/reads.yaml"  # records and other files that notebooks read, relative to the checkout
 THREADS = "2"
 TIMEOUT = 3600  # seconds a cell
 KEPT = "book/generated/repetition.csv"
@@ -117,7 +118,7 @@ def run_figures(
 
 
 def find_chapters(root: Path, names: Sequence[str], profile: str) -> list[Chapter]:
-    """The named notebooks (none named: all) at a profile, in the order of their names.
+    """The named notebooks (none named: all) at a profile, in the order of the book.
 
     The parameters cell of a notebook is the committed profile; `notebooks/profiles/NAME.yaml` lists what another one
     changes in it. Raises ArgumentError for an unknown name or profile, and for a parameter that the notebook has not.
@@ -125,21 +126,20 @@ def find_chapters(root: Path, names: Sequence[str], profile: str) -> list[Chapte
     profiles = sorted(path.stem for path in (root / "notebooks" / "profiles").glob("*.yaml"))
     check_choice("profile", profile, [COMMITTED_PROFILE, *profiles])
     entries = {} if profile == COMMITTED_PROFILE else _yaml(root / "notebooks" / "profiles" / f"{profile}.yaml")
-    reads = _yaml(root / READS)
-    known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+    known = chapter_names(root)
     wanted = [Path(name).stem if name.endswith(".ipynb") else name for name in names] or known
     for name in wanted:
         check_choice("notebook", name, known)
     folder = root / "notebooks" if profile == COMMITTED_PROFILE else root / "_build" / profile / "notebooks"
     chapters = []
-    for name in sorted(set(wanted)):
+    for name in (name for name in known if name in wanted):
         source = root / "notebooks" / f"{name}.ipynb"
         defaults = default_parameters(read_notebook(source))
         changes = entries.get(name) or {}
         for parameter in ("profile", *changes):
             check_choice(f"parameter of {name} at profile {profile}", parameter, defaults)
         parameters = defaults | changes | {"profile": profile}
-        chapters.append(Chapter(name, profile, source, folder / source.name, parameters, tuple(reads.get(name) or ())))
+        chapters.append(Chapter(name, profile, source, folder / source.name, parameters, reads(root, name)))
     return chapters
 
 
@@ -236,6 +236,16 @@ def _environment(root: Path, numbers: Path, scratch: str) -> dict[str, str]:
     fixed |= {"PYTHONPATH": paths, "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     fixed |= {FOLDER_VARIABLE: str(numbers), "IPYTHONDIR": str(Path(scratch) / "ipython")}
     return {name: value for name, value in os.environ.items() if name not in dropped} | fixed
+
+
+def reads(root: Path, name: str) -> tuple[str, ...]:
+    """Patterns of the records that a chapter reads: READS of its module, which is parsed and not imported."""
+    module = root / "qkrepro" / "chapters" / f"{name}.py"
+    statements = ast.parse(module.read_text(encoding="utf-8")).body if module.is_file() else []
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == ["READS"]:
+            return tuple(ast.literal_eval(statement.value))
+    return ()
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Stop:
 TEN_MINUTES = (
     Stop("book/intro", "", "(where-to-start)=", "this page, down to here"),
     Stop(
-        "notebooks/08_both_at_once",
+        "notebooks/both_at_once",
         "## Deeper stacks, other tokens",
         "## What it shows",
         "where the central figure ends, with more layers and other tokens: {numref}`fig-both-windows`",

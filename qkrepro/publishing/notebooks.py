@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ def read_notebook(path: Path) -> NotebookNode:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises errors of several libraries
         raise NotebookError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def chapter_names(root: Path) -> list[str]:
+    """Names of the notebooks of a checkout: in the order of `_toc.yml`, then those that it does not name."""
+    contents = (root / "_toc.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"file:\s*notebooks/(\w+)\s*$", contents, re.MULTILINE)
+    there = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+    return [name for name in listed if name in there] + [name for name in there if name not in listed]
 
 
 def write_notebook(notebook: NotebookNode, path: Path) -> None:

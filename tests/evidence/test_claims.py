@@ -9,9 +9,10 @@ from agreement import rule_for, text_difference
 
 from qkrepro.chapters.deeper_and_wider import SHAPES
 from qkrepro.errors import ArgumentError
-from qkrepro.evidence.claims import judge, show_verdict
+from qkrepro.evidence.claims import claim_named, judge
 from qkrepro.evidence.numbers import book_root, load_numbers
-from qkrepro.publishing.claims_pages import CLAIMS, STORED, changed_verdicts, claim, verdicts, write_pages
+from qkrepro.evidence.page import show_verdict
+from qkrepro.publishing.claims_pages import STORED, all_claims, changed_verdicts, verdicts, write_pages
 
 SEEDS = np.arange(5)
 SETTINGS = ("spread", "mean_scaled", "dispersion", "spread_scaled", "kappa", "temperature", "best_epoch", "last_epoch")
@@ -227,7 +228,7 @@ CASES = [
 
 
 def test_every_claim_has_a_case_that_supports_it_and_one_that_flips_it():
-    assert [case[0] for case in CASES] == [entry.name for entry in CLAIMS]
+    assert [case[0] for case in CASES] == [entry.name for entry in all_claims()]
     assert all(sum(tables is not None for tables in case[1:]) >= 2 for case in CASES)
 
 
@@ -241,7 +242,7 @@ def test_every_claim_has_a_case_that_supports_it_and_one_that_flips_it():
     ],
 )
 def test_data_decide_the_verdict(name, tables, outcome):
-    verdict = judge(claim(name), tables)
+    verdict = judge(claim_named(all_claims(), name), tables)
     assert verdict.outcome == outcome, verdict.because
 
 
@@ -250,24 +251,24 @@ def test_data_decide_the_verdict(name, tables, outcome):
     [("locater-improves-perplexity", "test_perplexity"), ("locater-raises-entropy", "valid_entropy")],
 )
 def test_two_paired_seeds_are_not_a_result(name, value):
-    assert judge(claim(name), paired(value, [-1.0, -2.0])).outcome == "not run"
+    assert judge(claim_named(all_claims(), name), paired(value, [-1.0, -2.0])).outcome == "not run"
 
 
 def test_a_shape_that_did_not_run_leaves_the_claim_on_shapes_open():
-    assert judge(claim("locater-deeper-and-wider"), shapes(*[-1] * 5)).outcome == "not run"
+    assert judge(claim_named(all_claims(), "locater-deeper-and-wider"), shapes(*[-1] * 5)).outcome == "not run"
 
 
 def test_a_verdict_with_its_own_sign_flips_when_baseline_and_regularised_swap():
     tables = paired("test_perplexity", [-2, -2.1, -1.9])
     swapped = {"paired": tables["paired"].assign(kappa=0.01 - tables["paired"]["kappa"])}
-    entry = claim("locater-improves-perplexity")
+    entry = claim_named(all_claims(), "locater-improves-perplexity")
     assert (judge(entry, tables).outcome, judge(entry, swapped).outcome) == (
         "reproduced",
         "not reproduced",
     )
 
 
-@pytest.mark.parametrize("entry", CLAIMS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", all_claims(), ids=lambda entry: entry.name)
 def test_no_verdict_hangs_on_last_bits(entry):
     """Numbers moved by more than processors differ give the same verdict, with the same counts."""
     tables = load_numbers(entry.chapter)
@@ -289,23 +290,23 @@ def _moved(table, noise, size):
 
 
 def test_only_words_of_the_abstract_are_quoted():
-    quotes = [entry.quote for entry in CLAIMS if entry.quote]
+    quotes = [entry.quote for entry in all_claims() if entry.quote]
     assert quotes
     assert all(quote in ABSTRACT for quote in quotes)
-    assert {entry.provenance for entry in CLAIMS if entry.quote} == {"paper"}
+    assert {entry.provenance for entry in all_claims() if entry.quote} == {"paper"}
 
 
 def test_a_profile_other_than_the_committed_one_gives_no_verdict():
-    shown = show_verdict(claim("xavier-spectrum"), xavier(0, 1), "smoke")
-    assert shown.verdict is None
+    shown = show_verdict(claim_named(all_claims(), "xavier-spectrum"), xavier(0, 1), "smoke")
+    assert list(shown.verdicts.values()) == [None]
     assert "no verdict" in repr(shown)
 
 
 def test_a_missing_table_and_an_unknown_claim_are_named():
     with pytest.raises(ArgumentError, match="tables lack xavier"):
-        show_verdict(claim("xavier-spectrum"), {}, "quick")
+        show_verdict(claim_named(all_claims(), "xavier-spectrum"), {}, "quick")
     with pytest.raises(ArgumentError, match=r"claim is 'nothing'; allowed: linearisation-first-order"):
-        claim("nothing")
+        claim_named(all_claims(), "nothing")
 
 
 def test_a_chapter_without_numbers_reads_not_run(tmp_path: Path):
@@ -323,7 +324,7 @@ def test_a_stored_verdict_that_no_longer_follows_is_named(tmp_path: Path):
     assert changed_verdicts(table, tmp_path) == []
     edited = table.assign(outcome=["reproduced", *table["outcome"][1:]])
     edited[["claim", "outcome", "because"]].to_csv(tmp_path / STORED, index=False)
-    assert changed_verdicts(table, tmp_path) == [CLAIMS[0].name]
+    assert changed_verdicts(table, tmp_path) == [all_claims()[0].name]
 
 
 def test_the_committed_verdicts_follow_from_the_committed_numbers():
@@ -347,5 +348,5 @@ def test_the_generated_pages_are_current(tmp_path: Path):
 )
 def test_a_verdict_on_training_says_how_long_it_was_and_how_many_runs_might_go_on(epochs, told):
     tables = {"paired": paired("test_perplexity", [-1.0, -1.1, -0.9])["paired"].assign(best_epoch=epochs * 3)}
-    entry = claim("locater-improves-perplexity")
+    entry = claim_named(all_claims(), "locater-improves-perplexity")
     assert told in judge(entry, tables).because

@@ -19,7 +19,7 @@ from qkrepro.chapters.locater import (
     told_by_group,
 )
 from qkrepro.chapters.spectrum_in_training import course
-from qkrepro.evidence.claims import judge
+from qkrepro.evidence.claims import claim_named, judge
 from qkrepro.evidence.paired_runs import (
     chosen_kappa,
     judged_kappas,
@@ -32,7 +32,7 @@ from qkrepro.evidence.paired_runs import (
     seed_means,
 )
 from qkrepro.evidence.wording import change, passes, signed
-from qkrepro.publishing.claims_pages import claim
+from qkrepro.publishing.claims_pages import all_claims
 from qkrepro.theory.statistics import difference_means
 from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.tables import RunTables
@@ -109,14 +109,20 @@ def test_without_a_run_there_is_no_pair_and_the_rules_say_not_run():
     assert shape_differences(shape_runs(empty), "valid_perplexity").empty
     given_tables = {"paired": paired_runs(empty, 0.1), "kappas": kappa_runs(empty), "shapes": shape_runs(empty)}
     for name in ("locater-improves-perplexity", "perplexity-follows-variance", "locater-deeper-and-wider"):
-        assert judge(claim(name), given_tables).outcome == "not run"
+        assert judge(claim_named(all_claims(), name), given_tables).outcome == "not run"
 
 
 def test_tables_of_pairs_and_kappas_are_what_the_rules_read():
     content = summary({seed: (10.0, 9.0 - 0.1 * seed) for seed in range(3)})
-    assert judge(claim("locater-improves-perplexity"), {"paired": paired_runs(content, 0.1)}).outcome == "reproduced"
+    assert (
+        judge(claim_named(all_claims(), "locater-improves-perplexity"), {"paired": paired_runs(content, 0.1)}).outcome
+        == "reproduced"
+    )
     content = summary(dict.fromkeys(range(3), (10.0, 9.0, 8.0, 7.0)), (0.0, 0.1, 0.2, 0.3))
-    assert judge(claim("perplexity-follows-variance"), {"kappas": kappa_runs(content)}).outcome == "not reproduced"
+    assert (
+        judge(claim_named(all_claims(), "perplexity-follows-variance"), {"kappas": kappa_runs(content)}).outcome
+        == "not reproduced"
+    )
 
 
 def test_kappa_is_chosen_by_validation_perplexity_among_regularised_runs():

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOK_SECONDS, NOTEBOOK_MB = 15, 1500  # on two cores of a machine that needs 4 s for the imports; peak memory
 IMPORTS, IMPORT_SECONDS = "import torch, seaborn, scipy.stats, myst_nb", 4
 SITE_MB, PAGE_MB = 25, 3
-WITH_TRAINING, WITH_WEIGHTS = "14_deeper_and_wider", "09_real_weights"  # what last bits could change
+WITH_TRAINING, WITH_WEIGHTS = "deeper_and_wider", "real_weights"  # what last bits could change
 FAILED = '"ename": "E", "evalue": "v", "traceback": [], "output_type": "error"'
 
 
@@ -95,7 +95,7 @@ def test_the_smoke_profile_is_rendered_apart_and_changes_nothing_committed(copy:
     done = copy.qkrepro("html", "--profile", "smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path: path.read_bytes() for path in (copy.root / "notebooks").rglob("*") if path.is_file()} == before
-    page = (copy.root / "_build" / "smoke" / "html" / "notebooks" / "01_softmax_linearisation.html").read_text()
+    page = (copy.root / "_build" / "smoke" / "html" / "notebooks" / "softmax_linearisation.html").read_text()
     assert "no verdict rests on it" in page
     assert re.search(r"profile.*smoke", page)
 
@@ -106,7 +106,7 @@ def test_a_changed_function_re_executes_what_depends_on_it_and_the_figure_change
     checked = copy.qkrepro("figures", "--check")
     assert checked.returncode == 1
     assert "changed: qkrepro.evidence.style" in checked.stdout
-    chapter = copy.root / "notebooks" / "01_softmax_linearisation.ipynb"
+    chapter = copy.root / "notebooks" / "softmax_linearisation.ipynb"
     before = _pictures(chapter)
     assert copy.qkrepro("figures", chapter.stem).returncode == 0
     after = _pictures(chapter)
@@ -137,12 +137,12 @@ def test_a_changed_module_makes_stale_who_reaches_it_and_an_added_function_nobod
         ("book/glossary.md", "# ", "{doc}`nowhere`\n\n# ", "unknown document: 'nowhere'"),
         ("_toc.yml", "book/glossary", "book/glossaries", "_toc.yml names book/glossaries"),
         (
-            "notebooks/01_softmax_linearisation.ipynb",
+            "notebooks/softmax_linearisation.ipynb",
             '"execution_count": 1,',
             '"execution_count": null,',
             "not executed",
         ),
-        ("notebooks/01_softmax_linearisation.ipynb", '"output_type": "stream"', FAILED, "has a cell that failed"),
+        ("notebooks/softmax_linearisation.ipynb", '"output_type": "stream"', FAILED, "has a cell that failed"),
     ],
 )
 def test_a_broken_page_fails_the_build_by_name(copy: Copy, path: str, old: str, new: str, said: str) -> None:

@@ -113,7 +113,7 @@ def test_an_accessibility_checker_finds_nothing_serious(address: str, browser: o
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     checker = str(distribution("axe-playwright-python").locate_file("axe_playwright_python/axe.min.js"))
-    names = [f"book/{name}.html" for name in CHECKED] + ["notebooks/03_signal_propagation.html", "search.html"]
+    names = [f"book/{name}.html" for name in CHECKED] + ["notebooks/signal_propagation.html", "search.html"]
     found = {}
     for name in names:
         page.goto(f"{address}/{name}")
@@ -175,7 +175,7 @@ def test_print_has_the_text_the_figures_and_the_proofs_and_no_furniture(address:
     hidden = "proofs => proofs.filter(proof => !proof.querySelector('p').checkVisibility()).length"
     assert page.locator("details.sd-dropdown").count() > 5
     assert page.locator("details.sd-dropdown").evaluate_all(hidden) == 0
-    page.goto(f"{address}/notebooks/03_signal_propagation.html")
+    page.goto(f"{address}/notebooks/signal_propagation.html")
     widths = page.locator("figure img").evaluate_all("all => all.map(image => image.getBoundingClientRect().width)")
     assert widths
     assert max(widths) <= 700

@@ -89,7 +89,7 @@ def test_the_site_is_not_built_with_a_button_that_leads_to_a_notebook_without_th
     _publish(copy)
     done = copy.qkrepro("html")
     assert done.returncode == 2
-    assert "01_softmax_linearisation" in done.stderr
+    assert "softmax_linearisation" in done.stderr
     assert "run `qkrepro colab`" in done.stderr
 
 

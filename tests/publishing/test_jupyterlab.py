@@ -8,7 +8,7 @@ from laboratory import SECONDS, laboratory, open_chapter, run_all_cells, wait_un
 
 from qkrepro.publishing.notebooks import read_notebook, with_parameters, write_notebook
 
-CHAPTER = "01_softmax_linearisation"
+CHAPTER = "softmax_linearisation"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * SECONDS)]
 skip_without_chromium()

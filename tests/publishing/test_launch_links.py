@@ -100,7 +100,7 @@ def test_live_code_asks_another_host_only_when_its_button_was_pressed(linked: Co
         page.route(
             lambda url: not is_here(url, address), lambda route: (asked.append(route.request.url), route.abort())
         )
-        page.goto(f"{address}/notebooks/01_softmax_linearisation.html")
+        page.goto(f"{address}/notebooks/softmax_linearisation.html")
         page.wait_for_timeout(1000)
         assert asked == []
         assert faults == []

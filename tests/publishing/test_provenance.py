@@ -11,7 +11,7 @@ import pytest
 import yaml
 from checkout_copy import Copy
 
-from qkrepro.publishing.claims_pages import CLAIMS, verdicts
+from qkrepro.publishing.claims_pages import all_claims, verdicts
 from qkrepro.publishing.front_page import answer_line, chapter_map, edition_line, page_minutes
 from qkrepro.publishing.provenance import FigureOrigin, RecordOrigin, figure_origins, provenance_page, record_origins
 from qkrepro.publishing.revision import file_revision
@@ -89,7 +89,7 @@ def test_the_front_page_counts_every_claim_of_the_paper_once() -> None:
     line = answer_line(verdicts())
     for provenance, words in (("paper", "of the abstract"), ("reported", "reported of the paper")):
         total, counts = re.search(rf"(\d+) claims {words}: \*\*([^*]+)\*\*", line).groups()
-        assert int(total) == sum(claim.provenance == provenance for claim in CLAIMS)
+        assert int(total) == sum(claim.provenance == provenance for claim in all_claims())
         assert sum(int(number) for number in re.findall(r"\d+", counts)) == int(total)
 
 

@@ -35,7 +35,7 @@ from qkrepro.publishing.notebooks import read_notebook
 
 SCREEN = {"width": 1400, "height": 900}
 CHEAPEST, TRAINED = "linearisation-first-order", "low-entropy-traps"  # the latter rests on records of training
-LARGEST, BINDER_MB = "05_true_softmax", 2000  # the chapter that needs most memory; what a session has
+LARGEST, BINDER_MB = "true_softmax", 2000  # the chapter that needs most memory; what a session has
 CLAIMS_ON_THE_PAGE = """() => Object.fromEntries([...document.querySelectorAll("span[id^='claim-']")].map(mark => [
   mark.id.replace("claim-", ""),
   Object.fromEntries([...mark.parentElement.querySelector("table").rows].map(
@@ -302,7 +302,7 @@ def _run(copy: Copy, command: str) -> subprocess.CompletedProcess[str]:
 
 def _change_a_number(copy: Copy) -> None:
     """Multiply one of the errors by 100 that chapter 1 saved at a spread of 0.1."""
-    path = copy.root / "notebooks" / "numbers" / "01_softmax_linearisation.json"
+    path = copy.root / "notebooks" / "numbers" / "softmax_linearisation.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     table = content["tables"]["error"]
     table["error"][table["spread"].index(0.1)] *= 100

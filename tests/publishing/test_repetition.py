@@ -10,7 +10,7 @@ from checkout_copy import Copy
 from qkrepro.publishing.execution import COLUMNS, KEPT, output_digests, repetition_page
 from qkrepro.publishing.notebooks import read_notebook, write_notebook
 
-NAME = "01_softmax_linearisation"
+NAME = "softmax_linearisation"
 
 
 def _digests(copy: Copy) -> list[str]:
