@@ -21,7 +21,7 @@ import yaml
 from qkrepro import __version__
 from qkrepro.errors import SiteError
 from qkrepro.evidence.numbers import COMMITTED_PROFILE, book_root
-from qkrepro.publishing.claims_pages import verdicts, write_pages
+from qkrepro.publishing.claims_pages import verdicts, write_pages, write_threshold_figures
 from qkrepro.publishing.colab import outdated_colab_cells
 from qkrepro.publishing.execution import repetition_page
 from qkrepro.publishing.front_page import reading_path, write_front_page
@@ -100,6 +100,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     write_interactive(work)
     write_provenance(root, work, profile)
+    write_threshold_figures(work / "book" / "generated")
     (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
     write_front_page(root, work, verdicts())
     (work / "book" / "generated" / "path.md").write_text(reading_path(work), encoding="utf-8")
