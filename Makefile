@@ -20,7 +20,7 @@ SITE = $(if $(filter quick,$(PROFILE)),_build/html,_build/$(PROFILE)/html)
 NOTEBOOK_ENV = -u MPLBACKEND -u COLUMNS OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 PYTHONHASHSEED=0 \
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 QKREPRO_NUMBERS=$(CURDIR)/_build/reexecuted
 
-.PHONY: help install book html serve repeat archive test test-all lint notebooks unit slow pins clean distclean
+.PHONY: help install book html serve repeat archive test test-all lint notebooks processors unit slow pins clean distclean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -70,7 +70,7 @@ archive: $(STAMP) ## Put all records, with their digests, into one archive
 
 test: lint notebooks unit ## Everything quick: ruff, mypy, nbval, pytest
 
-test-all: test slow ## The slow tests too: budgets, strict builds, browser
+test-all: test processors slow ## The slow tests too: other instructions, budgets, strict builds, browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -79,7 +79,12 @@ lint: $(STAMP)
 
 notebooks: $(STAMP)
 	@rm -rf _build/reexecuted && mkdir -p _build/reexecuted
-	env $(NOTEBOOK_ENV) $(BIN)/pytest --nbval --nbval-current-env notebooks tests/reexecuted_numbers.py
+	env $(NOTEBOOK_ENV) $(BIN)/pytest -n 2 --dist loadfile -p agreeing_outputs --nbval --nbval-current-env notebooks
+	env $(NOTEBOOK_ENV) $(BIN)/pytest -q tests/reexecuted_numbers.py
+
+processors: $(STAMP) ## All notebooks again with the instructions of other processors
+	ATEN_CPU_CAPABILITY=avx2 $(MAKE) --no-print-directory notebooks
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(MAKE) --no-print-directory notebooks
 
 unit: $(STAMP)
 	$(BIN)/pytest -m "not slow"

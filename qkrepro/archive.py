@@ -18,7 +18,7 @@ from qkrepro.provenance import record_origins
 from qkrepro.results import RECORD_FILES, is_recorded, write_atomically
 
 BESIDE = (
-    *("results/README.md", "results/*.yaml", "notebooks/numbers/*.json", "notebooks/profiles/*.yaml"),
+    *("results/*.md", "results/*.yaml", "notebooks/numbers/*.json", "notebooks/profiles/*.yaml"),
     *("book/generated/verdicts.csv", "CITATION.cff", "LICENSE-text"),
 )
 DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a ZIP archive knows

@@ -1,7 +1,7 @@
 """The claims the book checks: provenance, rule, what would refute it (claims.yaml), and the verdict from the data."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,14 @@ import yaml
 
 from qkrepro import training_rules, verdict_rules
 from qkrepro.errors import ArgumentError, check_choice
-from qkrepro.figure_numbers import COMMITTED_PROFILE, book_root, load_numbers, numbers_folder
+from qkrepro.figure_numbers import (
+    COMMITTED_PROFILE,
+    book_root,
+    changed_parameters,
+    load_numbers,
+    numbers_folder,
+    stored,
+)
 from qkrepro.verdict_rules import Tables, Verdict
 
 STORED = "verdicts.csv"
@@ -59,15 +66,20 @@ def claim(name: str) -> Claim:
 class ShownVerdict:
     """A verdict as a notebook shows it: Markdown in a page, one line of text elsewhere."""
 
-    def __init__(self, entry: Claim, verdict: Verdict | None, profile: str) -> None:
-        """Keep the claim and its verdict; `verdict` is None at a profile that judges nothing."""
-        self.entry, self.verdict, self.profile = entry, verdict, profile
+    def __init__(
+        self, entry: Claim, verdict: Verdict | None, profile: str, changed: Mapping[str, tuple[object, object]]
+    ) -> None:
+        """Keep the claim and its verdict; `verdict` is None at a profile that judges nothing.
+
+        changed: parameters that are not those of the book, with the book's value and the one now.
+        """
+        self.entry, self.verdict, self.profile, self.changed = entry, verdict, profile, changed
 
     def __repr__(self) -> str:
         """Name of the claim, verdict and its reason."""
         if self.verdict is None:
             return f"{self.entry.name}: no verdict at profile {self.profile}; verdicts rest on {COMMITTED_PROFILE}"
-        return f"{self.entry.name}: {self.verdict.outcome} ({self.verdict.because})"
+        return f"{self.entry.name}: {self.verdict.outcome} ({self.verdict.because}){self._mark()}"
 
     def _repr_markdown_(self) -> str:
         entry = self.entry
@@ -76,7 +88,12 @@ class ShownVerdict:
         if self.verdict is None:
             return f"{head}{self!r}."
         because = self.verdict.because
-        return f"{head}**Verdict: {self.verdict.outcome}.** {because[:1].upper()}{because[1:]}."
+        title = "Verdict of changed parameters" if self.changed else "Verdict"
+        return f"{head}**{title}: {self.verdict.outcome}.** {because[:1].upper()}{because[1:]}{self._mark()}."
+
+    def _mark(self) -> str:
+        told = ", ".join(f"{name} is {now!r} instead of {before!r}" for name, (before, now) in self.changed.items())
+        return f"; of changed parameters: {told}. The book's own verdict is on its claims page" if told else ""
 
 
 def show_verdict(name: str, tables: Tables, profile: str) -> ShownVerdict:
@@ -85,8 +102,8 @@ def show_verdict(name: str, tables: Tables, profile: str) -> ShownVerdict:
     Raises ArgumentError for an unknown claim or a table the rule needs and did not get.
     """
     entry = claim(name)
-    verdict = judge(entry, tables) if profile == COMMITTED_PROFILE else None
-    return ShownVerdict(entry, verdict, profile)
+    verdict = judge(entry, stored(tables)) if profile == COMMITTED_PROFILE else None
+    return ShownVerdict(entry, verdict, profile, changed_parameters(entry.chapter))
 
 
 def judge(entry: Claim, tables: Tables) -> Verdict:

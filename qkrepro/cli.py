@@ -144,7 +144,7 @@ def train(
     layers: Annotated[int | None, typer.Option(help="Decoder layers.")] = None,
     heads: Annotated[int | None, typer.Option(help="Heads a layer.")] = None,
     vocabulary: Annotated[int | None, typer.Option(help="Keep this many most frequent words; default all.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bf16, of the vocabulary products.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, float64 or bf16 (vocabulary products).")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of the processor; part of the run's identity.")] = None,
     setting: Annotated[

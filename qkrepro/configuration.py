@@ -9,9 +9,12 @@ import yaml
 
 from qkrepro.corpus import Corpus
 from qkrepro.errors import ArgumentError, check_choice, check_integer, check_number
-from qkrepro.results import run_identity
+from qkrepro.optimizer import SCHEDULES
+from qkrepro.peers import PEERS, check_strength
+from qkrepro.results import ADDED, run_identity
+from qkrepro.vocabulary_loss import PRECISIONS
 
-PRECISIONS = ("float32", "bf16")
+PENALISED = ("weights", "tokens")
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,17 @@ class RunConfiguration:
     length: int = 256  # tokens a sequence
     batch: int = 16  # sequences an update
     epochs: float = 5.0  # at most
-    learning_rate: float = 1e-3  # peak of the inverse square-root schedule
+    learning_rate: float = 1e-3  # peak of the schedule
     warmup: int = 200  # updates
+    schedule: str = "inverse-square-root"  # or linear: to zero after the last update of `epochs`
     weight_decay: float = 0.01
     kappa: float = 0.0  # weight of LocAteR; 0 is the baseline
     target_trace: float = 1.0
     scale: str = "frobenius"
     mean: str = "penalty"
+    penalised: str = "weights"  # W_QK itself, or tokens: Σ^½ W_QK Σ^½ with Σ of the increments of the layer's tokens
+    peer: str = "none"  # another method beside or instead of LocAteR, one of qkrepro.peers.PEERS
+    peer_strength: float = 0.0  # qk-clip: largest logit; qk-weight-decay: decay; 0 for the others
     start_gain: float = 1.0  # factor on w_q and w_k at the start
     start_mean: float | None = None  # start W_QK with this eigenvalue mean ...
     start_deviation: float | None = None  # ... and this standard deviation; None keeps Xavier's
@@ -47,7 +54,7 @@ class RunConfiguration:
     patience: int = 0  # stop after so many evaluations without a better validation loss; 0 never stops early
     valid_tokens: int | None = 32768  # validation tokens an evaluation looks at, about; None takes all
     measured_sequences: int = 16  # validation sequences on which attention is measured
-    precision: str = "float32"
+    precision: str = "float32"  # of the model; bf16: of the products over the vocabulary alone
     device: str = "cpu"
     threads: int = 1  # of the processor; part of the identity, since the order of sums depends on it
 
@@ -70,6 +77,10 @@ class RunConfiguration:
                 "allowed: both numbers or neither"
             )
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("penalised", self.penalised, PENALISED)
+        check_choice("peer", self.peer, PEERS)
+        check_strength(self.peer, self.peer_strength)
         check_choice("device", self.device, ("cpu", "cuda"))
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ArgumentError("device is 'cuda'; allowed here: cpu, since PyTorch finds no CUDA device")
@@ -92,14 +103,24 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return {name: yaml.safe_load(value) for name, _, value in pairs}
 
 
+def settings(configuration: RunConfiguration) -> dict[str, Any]:
+    """Return the entries that a record states, JSON values only, without the corpus.
+
+    An entry that was added after the first records is left out where it holds what those runs had (`results.ADDED`),
+    so that an old configuration keeps its identity.
+    """
+    types = {field.name: str(field.type) for field in fields(configuration)}
+    values = {name: value for name, value in asdict(configuration).items() if name != "corpus"}
+    values |= {name: float(value) for name, value in values.items() if value is not None and "float" in types[name]}
+    return {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
+
+
 def described(configuration: RunConfiguration, corpus: Corpus) -> dict[str, Any]:
     """Return what a record says of a run, JSON values only: `identity`, `configuration`, `corpus`.
 
     The corpus stands there by name and digest, never by the path it was read from.
     """
-    types = {field.name: str(field.type) for field in fields(configuration)}
-    settings = {name: value for name, value in asdict(configuration).items() if name != "corpus"}
-    settings |= {name: float(value) for name, value in settings.items() if value is not None and "float" in types[name]}
+    stated = settings(configuration)
     about = {
         "name": corpus.name,
         "digest": corpus.digest,
@@ -107,4 +128,4 @@ def described(configuration: RunConfiguration, corpus: Corpus) -> dict[str, Any]
         "reduced_vocabulary": corpus.reduced,
         "entropy": corpus.entropy,
     }
-    return {"identity": run_identity(settings | {"corpus": about}), "configuration": settings, "corpus": about}
+    return {"identity": run_identity(stated | {"corpus": about}), "configuration": stated, "corpus": about}

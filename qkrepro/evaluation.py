@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qkrepro.attention import attention_entropy, causal_mask, saturation, softmax_gradient_mass
+from qkrepro.concentration import concentration
 from qkrepro.errors import CorpusError
 from qkrepro.propagation import signal_propagation_limit
 from qkrepro.rank_measures import mean_cosine_similarity, rank_residual
@@ -126,6 +127,7 @@ def _measure_head(trace: LayerTrace, head: QKWeights) -> Measured:
         "spectral_norm": float(moments.spectral_norm),
         "eigen_mean": float(moments.eigen_mean),
         "eigen_variance": float(moments.eigen_variance),
+        "concentration": float(concentration(float(moments.trace), float(moments.frobenius_sq.sqrt()))),
     }
     profiles = {
         "nonsaturated": open_keys[:, -1].mean(0),
@@ -153,6 +155,7 @@ def _predict(head: QKWeights, x: Tensor) -> tuple[Tensor, dict[str, float]]:
     spread = frobenius_square + bias_square / length
     rho = signal_propagation_limit(theta, trace, trace_square, spread, float(len(q)) ** 0.5, length)
     walk = {"trace": trace, "trace_square": trace_square, "frobenius": frobenius_square**0.5, "bias": bias_square**0.5}
+    walk |= {"concentration": float(concentration(trace, frobenius_square**0.5))}
     return rho, {f"walk_{name}": value for name, value in walk.items()}
 
 

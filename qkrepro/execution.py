@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,20 @@ import yaml
 from nbformat import NotebookNode
 
 from qkrepro.errors import NotebookError, check_choice
-from qkrepro.figure_numbers import COMMITTED_PROFILE, FOLDER_VARIABLE, book_root, numbers_folder
+from qkrepro.figure_numbers import COMMITTED_PROFILE, FOLDER_VARIABLE, book_root, describe_execution, numbers_folder
 from qkrepro.notebooks import (
     clean,
     code_cells,
     colab_cell,
     default_parameters,
-    plain_value,
+    outputs_digest,
     read_notebook,
     replace_file,
     with_colab_cell,
     with_parameters,
     write_notebook,
 )
+from qkrepro.results import processor
 from qkrepro.staleness import changed_inputs, input_digests
 
 CENTRAL_FIGURE = (
@@ -39,6 +40,7 @@ CENTRAL_FIGURE = (
     "central-figure",
     "book/images/both_at_once.png",
 )  # notebook, tag of its cell, picture
+READS = "notebooks/reads.yaml"  # records and other files that notebooks read, relative to the checkout
 THREADS = "2"
 TIMEOUT = 3600  # seconds a cell
 
@@ -75,8 +77,7 @@ def run_figures(
     """Execute the stale ones of the named notebooks (default: all), with a line about each; returns their names.
 
     force: execute those that are up to date too. check: only say what is stale, and execute nothing.
-    Raises ArgumentError for an unknown name or profile, NotebookError when a notebook failed (after the others ran), or
-    when its defaults are not the committed profile.
+    Raises ArgumentError for an unknown name or profile, NotebookError when a notebook failed (after the others ran).
     """
     root = book_root()
     chapters = find_chapters(root, names, profile)
@@ -107,15 +108,15 @@ def run_figures(
 
 
 def find_chapters(root: Path, names: Sequence[str], profile: str) -> list[Chapter]:
-    """The named notebooks (none named: all) at a profile, in the order of the book.
+    """The named notebooks (none named: all) at a profile, in the order of their names.
 
-    Raises ArgumentError for an unknown name or profile, NotebookError when the profile names parameters that the
-    notebook has not, or when the committed profile and the defaults differ.
+    The parameters cell of a notebook is the committed profile; `notebooks/profiles/NAME.yaml` lists what another one
+    changes in it. Raises ArgumentError for an unknown name or profile, and for a parameter that the notebook has not.
     """
     profiles = sorted(path.stem for path in (root / "notebooks" / "profiles").glob("*.yaml"))
-    check_choice("profile", profile, profiles)
-    content = (root / "notebooks" / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
-    entries: dict[str, dict[str, Any]] = yaml.safe_load(content) or {}
+    check_choice("profile", profile, [COMMITTED_PROFILE, *profiles])
+    entries = {} if profile == COMMITTED_PROFILE else _yaml(root / "notebooks" / "profiles" / f"{profile}.yaml")
+    reads = _yaml(root / READS)
     known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
     wanted = [Path(name).stem if name.endswith(".ipynb") else name for name in names] or known
     for name in wanted:
@@ -123,13 +124,13 @@ def find_chapters(root: Path, names: Sequence[str], profile: str) -> list[Chapte
     folder = root / "notebooks" if profile == COMMITTED_PROFILE else root / "_build" / profile / "notebooks"
     chapters = []
     for name in sorted(set(wanted)):
-        check_choice(f"entry in notebooks/profiles/{profile}.yaml", name, entries)
-        entry, source = entries[name] or {}, root / "notebooks" / f"{name}.ipynb"
-        parameters = {"profile": profile, **(entry.get("parameters") or {})}
-        _check_parameters(name, profile, parameters, default_parameters(read_notebook(source)))
-        chapters.append(
-            Chapter(name, profile, source, folder / source.name, parameters, tuple(entry.get("reads") or ()))
-        )
+        source = root / "notebooks" / f"{name}.ipynb"
+        defaults = default_parameters(read_notebook(source))
+        changes = entries.get(name) or {}
+        for parameter in ("profile", *changes):
+            check_choice(f"parameter of {name} at profile {profile}", parameter, defaults)
+        parameters = defaults | changes | {"profile": profile}
+        chapters.append(Chapter(name, profile, source, folder / source.name, parameters, tuple(reads.get(name) or ())))
     return chapters
 
 
@@ -137,8 +138,13 @@ def stale_inputs(root: Path, chapter: Chapter) -> list[str]:
     """What changed since the outputs of a chapter were made; empty when they are current."""
     if not chapter.target.is_file():
         return ["no outputs yet"]
-    made_from = read_notebook(chapter.target).metadata.get("qkrepro", {}).get("inputs", {})
-    return changed_inputs(made_from, digests(root, chapter)) if made_from else ["no outputs yet"]
+    notebook = read_notebook(chapter.target)
+    made: dict[str, Any] = notebook.metadata.get("qkrepro", {})
+    if not made.get("inputs"):
+        return ["no outputs yet"]
+    changed = changed_inputs(made["inputs"], digests(root, chapter))
+    by_hand = made.get("outputs") != outputs_digest(notebook)
+    return changed + ["outputs, by a run that was not `qkrepro figures`"] * by_hand
 
 
 def digests(root: Path, chapter: Chapter) -> dict[str, str]:
@@ -195,7 +201,9 @@ def run_apart(root: Path, chapter: Chapter, scratch: Path, label: str = "") -> t
         what = " ".join(str(error.evalue).split())
         raise NotebookError(f"{chapter.name}, cell {error.cell_index}: {error.ename}: {what}") from error
     cost = Cost(time.perf_counter() - start, cpu_s, peak_mb)
+    describe_execution(made / f"{chapter.name}.json", chapter.parameters, processor())
     result = clean(read_notebook(draft), {"profile": chapter.profile, "inputs": inputs})
+    result.metadata["qkrepro"]["outputs"] = outputs_digest(result)
     return with_colab_cell(result, for_colab), cost
 
 
@@ -221,15 +229,9 @@ def _environment(root: Path, numbers: Path, scratch: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in dropped} | fixed
 
 
-def _check_parameters(name: str, profile: str, wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    for parameter in wanted:
-        check_choice(f"parameter of {name} in notebooks/profiles/{profile}.yaml", parameter, defaults)
-    different = [each for each in defaults if plain_value(defaults[each]) != plain_value(wanted.get(each))]
-    if profile == COMMITTED_PROFILE and different:
-        raise NotebookError(
-            f"{name}: the defaults of its parameters cell and notebooks/profiles/{profile}.yaml differ in "
-            f"{', '.join(different)}; refusing to overwrite the committed outputs until they are equal"
-        )
+def _yaml(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content or {}
 
 
 def _because(changed: Sequence[str]) -> str:

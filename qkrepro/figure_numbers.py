@@ -2,15 +2,20 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from qkrepro.errors import ArgumentError
+from qkrepro.notebooks import plain_value, replace_file
+from qkrepro.rounding import significant
 
 COMMITTED_PROFILE = "quick"
-FOLDER_VARIABLE = "QKREPRO_NUMBERS"
+FOLDER_VARIABLE = "QKREPRO_NUMBERS"  # where an execution by `qkrepro figures` or by a test keeps its numbers
+INTERACTIVE = "_build/interactive/numbers"
 
 
 def book_root() -> Path:
@@ -23,29 +28,59 @@ def book_root() -> Path:
 
 
 def numbers_folder(profile: str = COMMITTED_PROFILE) -> Path:
-    """Folder of the numbers of a profile: `notebooks/numbers` for `quick`, `_build/<profile>/numbers` for others.
+    """Folder of the kept numbers of a profile: `notebooks/numbers` for `quick`, `_build/<profile>/numbers` for others.
 
-    The variable QKREPRO_NUMBERS names another folder: tests use it to keep a re-execution apart from what is committed.
+    Only `qkrepro figures` writes there.
     """
-    if os.environ.get(FOLDER_VARIABLE):
-        return Path(os.environ[FOLDER_VARIABLE])
     if profile == COMMITTED_PROFILE:
         return book_root() / "notebooks" / "numbers"
     return book_root() / "_build" / profile / "numbers"
 
 
 def save_numbers(chapter: str, profile: str, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write the tables of a chapter, named as in its verdict rules, as `<chapter>.json` in the profile's folder.
+    """Write the tables of a chapter, named as in its verdict rules, as `<chapter>.json`.
 
     Tables are tidy: one row an observation, plain columns (numbers, strings, booleans); the index is dropped. Values
-    keep 12 significant digits. The file appears whole or not at all.
+    keep 8 significant digits. The file appears whole or not at all, in the folder that QKREPRO_NUMBERS names; without
+    that variable somebody runs the notebook by hand, and the file goes to `_build/interactive/numbers`, where it
+    replaces nothing that is committed.
     """
     content = {"chapter": chapter, "profile": profile, "tables": {name: _columns(t) for name, t in tables.items()}}
-    target = numbers_folder(profile) / f"{chapter}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=0, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    given = os.environ.get(FOLDER_VARIABLE)
+    folder = Path(given) if given else book_root() / INTERACTIVE
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / f"{chapter}.json", _encoded(content))
+
+
+def stored(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Return the tables as they come back from a file: what a verdict is judged on, in a notebook as elsewhere."""
+    return {name: pd.DataFrame(_columns(table)) for name, table in tables.items()}
+
+
+def describe_execution(path: Path, parameters: Mapping[str, Any], processor: str) -> None:
+    """Write into a file of numbers what its notebook ran with and where; a missing file stays missing."""
+    if path.is_file():
+        about = {"parameters": dict(parameters), "processor": processor}
+        replace_file(path, _encoded(json.loads(path.read_text(encoding="utf-8")) | about))
+
+
+def changed_parameters(chapter: str) -> dict[str, tuple[Any, Any]]:
+    """Parameters of the running notebook that are not those of the committed numbers: name, committed value, value now.
+
+    Empty for an execution by `qkrepro figures` or a test, which sets the parameters itself, outside of a notebook, and
+    for a chapter without committed numbers.
+    """
+    path = numbers_folder() / f"{chapter}.json"
+    if os.environ.get(FOLDER_VARIABLE) or "IPython" not in sys.modules or not path.is_file():
+        return {}
+    shell = sys.modules["IPython"].get_ipython()
+    values = shell.user_ns if shell else {}
+    committed = json.loads(path.read_text(encoding="utf-8")).get("parameters", {})
+    return {
+        name: (value, values[name])
+        for name, value in committed.items()
+        if name in values and plain_value(values[name]) != plain_value(value)
+    }
 
 
 def load_numbers(chapter: str, folder: Path | None = None) -> dict[str, pd.DataFrame]:
@@ -69,5 +104,9 @@ def _columns(table: pd.DataFrame) -> dict[str, list[object]]:
 
 def _plain(value: object) -> object:
     if isinstance(value, float):
-        return float(f"{value:.12g}") if value == value and abs(value) != float("inf") else None
+        return significant(value) if value == value and abs(value) != float("inf") else None
     return value
+
+
+def _encoded(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=0, allow_nan=False) + "\n").encode()

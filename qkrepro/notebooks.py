@@ -1,6 +1,8 @@
 """Notebooks as files: read, write whole or not at all, the cells with a role, and outputs without a run's traces."""
 
 import ast
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,11 +95,11 @@ def clean(notebook: NotebookNode, record: Mapping[str, Any]) -> NotebookNode:
         if not cell.metadata.get("tags", ["kept"]):
             cell.metadata.pop("tags")
         if cell.cell_type == "code":
-            cell.outputs = _joined_streams(cell.outputs)
+            cell.outputs = joined_streams(cell.outputs)
     return notebook
 
 
-def _joined_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
+def joined_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
     """Outputs with neighbouring pieces of one stream joined: where a kernel cuts printed text is a matter of timing."""
     joined: list[NotebookNode] = []
     for output in outputs:
@@ -106,6 +108,12 @@ def _joined_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
         else:
             joined.append(output)
     return joined
+
+
+def outputs_digest(notebook: NotebookNode) -> str:
+    """Digest of all outputs, by which a run by hand is told from one by `qkrepro figures`."""
+    outputs = [[o.output_type, o.get("text"), o.get("data")] for c in notebook.cells for o in c.get("outputs", [])]
+    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def parameters_cell(notebook: NotebookNode) -> NotebookNode:

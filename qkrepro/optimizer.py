@@ -1,4 +1,4 @@
-"""The optimiser of the experiment: Adam with decoupled weight decay, inverse square-root schedule with linear warm-up.
+"""The optimiser of the experiment: Adam with decoupled weight decay; two schedules with linear warm-up.
 
 A training loop in full:
 
@@ -14,7 +14,9 @@ A training loop in full:
 import torch
 from torch import nn
 
-from qkrepro.errors import check_integer, check_number
+from qkrepro.errors import ArgumentError, check_choice, check_integer, check_number
+
+SCHEDULES = ("inverse-square-root", "linear")
 
 
 def make_optimizer(
@@ -30,15 +32,27 @@ def make_optimizer(
     return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, eps=1e-8, weight_decay=weight_decay, fused=True)
 
 
-def learning_rate(update: int, *, peak: float, warmup: int) -> float:
-    """Rate of update number `update` (from 1): peak · min(update/warmup, √(warmup/update)).
+def learning_rate(
+    update: int, *, peak: float, warmup: int, schedule: str = "inverse-square-root", last: int | None = None
+) -> float:
+    """Rate of update number `update` (from 1), which rises linearly from 0 to the peak at update = warmup and falls.
 
-    warmup: updates >= 1 of linear rise from 0; the peak is reached at update = warmup.
-    Source: fairseq's `inverse_sqrt`, with warm-up from 0.
+    schedule: "inverse-square-root", peak · √(warmup/update) from there on, whatever the length of the run (fairseq's
+    `inverse_sqrt`, with warm-up from 0); "linear", peak · (last + 1 − update)/(last + 1 − warmup), which would be 0 at
+    the update after the last one (fairseq's `polynomial_decay`, so that the last update still moves the weights).
+    warmup: updates >= 1. last: number of the last update, needed by "linear" alone.
+    Raises ArgumentError for other numbers, "linear" without `last`, and a warm-up or an update beyond `last`.
     """
+    check_choice("schedule", schedule, SCHEDULES)
     check_integer("update", update, at_least=1)
     check_integer("warmup", warmup, at_least=1)
-    return float(peak * min(update / warmup, (warmup / update) ** 0.5))
+    if schedule == "inverse-square-root":
+        return float(peak * min(update / warmup, (warmup / update) ** 0.5))
+    check_integer("last", last, at_least=1)
+    assert last is not None
+    if max(update, warmup) > last:
+        raise ArgumentError(f"update is {update} and warmup {warmup}; allowed: at most last = {last}")
+    return float(peak * min(update / warmup, (last + 1 - update) / (last + 1 - warmup)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

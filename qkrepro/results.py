@@ -23,6 +23,13 @@ from qkrepro.errors import RunError
 
 RECORD_FILES = ("metrics.csv", "spectrum.npz", "timing.json", "run.json")  # in the order they are written
 PACKAGES = ("qkrepro", "torch", "numpy")
+INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "MKL_CBWR")  # variables by which PyTorch and MKL choose instructions
+ADDED: Mapping[str, Any] = {  # entries that configurations gained after the first records: what those runs had
+    "schedule": "inverse-square-root",
+    "penalised": "weights",
+    "peer": "none",
+    "peer_strength": 0.0,
+}
 
 
 def run_identity(configuration: Mapping[str, Any]) -> str:
@@ -111,7 +118,8 @@ def find_records(folder: str | Path) -> list[Path]:
 def read_records(folder: str | Path) -> pd.DataFrame:
     """Return one row an evaluation of every finished record below `folder`: run, its configuration, its metrics.
 
-    Losses and entropies are nats, `tokens` counts training tokens. Raises RunError for none or a damaged record.
+    An entry that the configuration gained later has the value of ADDED. Losses and entropies are nats, `tokens` counts
+    training tokens. Raises RunError for none or a damaged record.
     """
     tables = []
     for path in find_records(folder):
@@ -145,13 +153,13 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 def environment() -> dict[str, Any]:
     """Return what a run is made with: code revision, package versions, Python, processor."""
     versions = {name: version(name) for name in PACKAGES}
-    return versions | {"python": platform.python_version(), "processor": _processor(), "revision": _revision()}
+    return versions | {"python": platform.python_version(), "processor": processor(), "revision": _revision()}
 
 
 def _run_columns(run: Mapping[str, Any]) -> dict[str, Any]:
     corpus = {f"corpus_{key}" if key != "name" else "corpus": value for key, value in run["corpus"].items()}
     settings: dict[str, Any] = run["configuration"]
-    return {"run": run["identity"]} | settings | corpus
+    return {"run": run["identity"]} | settings | {k: v for k, v in ADDED.items() if k not in settings} | corpus
 
 
 def _revision() -> str:
@@ -167,7 +175,13 @@ def _revision() -> str:
     return str(head.stdout).strip() + "+" * (changed.returncode != 0)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor, and the settings that change which of its instructions are used."""
+    settings = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS if name in os.environ]
+    return ", ".join([_model_name(), *settings])
+
+
+def _model_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,5 +1,7 @@
 """The model of a run with its query-key matrix started as Xavier drew it, scaled, or at a chosen eigenspectrum.
 
+A peer that changes the model itself (`qkrepro.peers`) is put in last.
+
 Source: book, "Plateaus"; "Theory: entropy and rank", learning in plateaus.
 """
 
@@ -7,6 +9,7 @@ import torch
 
 from qkrepro.configuration import RunConfiguration
 from qkrepro.errors import ArgumentError, check_number
+from qkrepro.peers import retrofit
 from qkrepro.spectrum import factor, random_spectrum_matrix
 from qkrepro.transformer import LanguageModel, ModelConfig
 
@@ -26,11 +29,13 @@ def build_model(configuration: RunConfiguration, vocabulary: int) -> LanguageMod
         norm=configuration.norm,
         max_length=configuration.length,
     )
-    model = LanguageModel(sizes, torch.Generator().manual_seed(configuration.seed))
+    dtype = torch.float64 if configuration.precision == "float64" else torch.float32
+    model = LanguageModel(sizes, torch.Generator().manual_seed(configuration.seed), dtype)
     if configuration.start_mean is not None and configuration.start_deviation is not None:
         start_spectrum(model, configuration.start_mean, configuration.start_deviation, configuration.seed)
     if configuration.start_gain != 1:
         scale_start(model, configuration.start_gain)
+    retrofit(model, configuration.peer, configuration.length)
     return model
 
 

@@ -27,8 +27,10 @@ from qkrepro.configuration import RunConfiguration, described
 from qkrepro.corpus import Corpus, load_corpus
 from qkrepro.errors import CorpusError, RunError
 from qkrepro.evaluation import Block, cut, mean_loss, measure
+from qkrepro.increment_covariance import IncrementCovariances
 from qkrepro.locater import LocAteR
 from qkrepro.optimizer import learning_rate, make_optimizer, set_learning_rate
+from qkrepro.peers import after_update
 from qkrepro.results import (
     environment,
     is_recorded,
@@ -112,13 +114,17 @@ class _Run:
             corpus.valid, configuration.length, configuration.measured_sequences * configuration.length
         )[0].inputs
         self.model = build_model(configuration, corpus.vocabulary).to(configuration.device)
-        self.locater = _locater(configuration)
+        self.covariances = IncrementCovariances(self.model) if configuration.penalised == "tokens" else None
+        self.locater = _locater(configuration, self.covariances)
+        self.after_update = after_update(self.model, configuration.peer, configuration.peer_strength)
         self.optimizer = make_optimizer(
             self.model, configuration.learning_rate, weight_decay=configuration.weight_decay
         )
         self.progress = load_checkpoint(
             folder, self.about["identity"], self.model, self.optimizer, configuration.device
         )
+        if self.covariances:
+            self.covariances.values = self.progress.covariances
         if self.locater:
             self.locater.start(self.model, recentre=not self.progress.rows)
         self.session = {"from_update": self.progress.update, "training_seconds": 0.0, "evaluation_seconds": 0.0}
@@ -153,7 +159,7 @@ class _Run:
     def step(self) -> None:
         began, progress = time.perf_counter(), self.progress
         inputs, targets = self.batch(progress.update)
-        rate = learning_rate(progress.update + 1, peak=self.config.learning_rate, warmup=self.config.warmup)
+        rate = self.rate(progress.update + 1)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         hidden = self.model.hidden(inputs)  # (batch, length, d_model)
@@ -161,10 +167,15 @@ class _Run:
         penalty = self.locater(self.model) if self.locater else torch.zeros(())
         torch.autograd.backward(loss + penalty)
         self.optimizer.step()
+        self.after_update(rate)
         progress.update += 1
         progress.loss_sum += self.checked(float(loss.detach()))
         progress.penalty_sum += float(penalty.detach())
         self.session["training_seconds"] += time.perf_counter() - began
+
+    def rate(self, update: int) -> float:
+        peak, warmup = self.config.learning_rate, self.config.warmup
+        return learning_rate(update, peak=peak, warmup=warmup, schedule=self.config.schedule, last=self.last)
 
     def batch(self, update: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(update, self.per_epoch)
@@ -230,19 +241,22 @@ class _Run:
         if not all(bool(torch.isfinite(value).all()) for value in self.model.parameters()):
             self.checked(math.nan)
         self.progress.sessions[-1] |= self.session | {"to_update": self.progress.update}
+        self.progress.covariances = self.covariances.values if self.covariances else []
         save_checkpoint(
             self.folder, self.about["identity"], self.progress, self.model, self.optimizer, self.config.device
         )
 
     def finish(self) -> None:
         progress, config = self.progress, self.config
-        self.model.load_state_dict(safetensors.torch.load_file(self.folder / BEST))
+        end = self.final_losses()
         row = progress.rows[progress.best]
         summary = {f"best_{name}" if name in ("update", "epoch") else name: value for name, value in row.items()}
-        for name, split in (("valid", self.corpus.valid), ("test", self.corpus.test)):
-            blocks = cut(split, config.length, None)
-            loss = self.checked(mean_loss(self.model, blocks, config.batch, config.precision))
-            summary |= {f"{name}_loss": loss, f"{name}_perplexity": math.exp(loss)}
+        if progress.best < len(progress.rows) - 1:
+            self.model.load_state_dict(safetensors.torch.load_file(self.folder / BEST))
+            summary |= self.final_losses()
+        else:
+            summary |= end
+        summary |= {f"end_{name}": value for name, value in end.items()}
         summary |= {"last_update": progress.update, "stopped_early": progress.update < self.last}
         self.progress.sessions[-1] |= self.session | {"to_update": progress.update}
         write_metrics(self.folder, progress.rows)
@@ -252,16 +266,31 @@ class _Run:
         for name in (CHECKPOINT, "running.json"):
             (self.folder / name).unlink(missing_ok=True)
 
+    def final_losses(self) -> dict[str, float]:
+        """Loss and perplexity of the model as it stands on all of the validation and the test split."""
+        found: dict[str, float] = {}
+        for name, split in (("valid", self.corpus.valid), ("test", self.corpus.test)):
+            blocks = cut(split, self.config.length, None)
+            loss = self.checked(mean_loss(self.model, blocks, self.config.batch, self.config.precision))
+            found |= {f"{name}_loss": loss, f"{name}_perplexity": math.exp(loss)}
+        return found
+
     def stacked(self) -> dict[str, Any]:
         arrays = self.progress.arrays
         return {name: torch.stack([array[name] for array in arrays]).numpy() for name in arrays[0]}
 
 
-def _locater(configuration: RunConfiguration) -> LocAteR | None:
+def _locater(configuration: RunConfiguration, covariances: IncrementCovariances | None) -> LocAteR | None:
     """The regulariser of a run; the baseline has none and pays nothing for it."""
     if configuration.kappa == 0:
         return None
-    return LocAteR(configuration.kappa, configuration.target_trace, scale=configuration.scale, mean=configuration.mean)
+    return LocAteR(
+        configuration.kappa,
+        configuration.target_trace,
+        scale=configuration.scale,
+        mean=configuration.mean,
+        tokens=covariances,
+    )
 
 
 def _timing(sessions: list[dict[str, Any]], config: RunConfiguration) -> dict[str, Any]:

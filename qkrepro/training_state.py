@@ -26,6 +26,7 @@ class Progress:
     best: int = 0  # index of the row with the least validation loss
     loss_sum: float = 0.0  # of the updates since the last row
     penalty_sum: float = 0.0
+    covariances: list[Tensor] = field(default_factory=list)  # running Σ of each layer, where the run has one
     environment: dict[str, Any] = field(default_factory=dict)  # at the start of the run
     sessions: list[dict[str, Any]] = field(default_factory=list)  # one entry a start of the program: timing.json
 

@@ -140,8 +140,10 @@ class LanguageModel(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
-        """Build and initialise."""
+    def __init__(
+        self, config: ModelConfig, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Build and initialise; weights are drawn and kept in `dtype`, float32 or float64."""
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.d_model)
@@ -149,6 +151,7 @@ class LanguageModel(nn.Module):
         self.final_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.register_buffer("positions", sinusoids(config.max_length, config.d_model), persistent=False)
+        self.to(dtype)
         self._initialise(generator)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_integer
 
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "bf16", "float64")  # float32 and float64: products in the dtype of the embedding
 
 
 def vocabulary_loss(
@@ -27,8 +27,9 @@ def vocabulary_loss(
     """Mean cross-entropy in nats per token of the logits `hidden @ embeddingᵀ` against `targets`.
 
     hidden: (..., d_model), floating; embedding: (vocabulary, d_model), float32 or float64; targets: (...), int64 words.
-    precision: "float32" (the dtype of the embedding, float64 too) or "bf16" (see above); chunk: tokens at a time (None:
-    by the device). Differentiable once, in hidden and embedding; the gradients are made in the forward pass.
+    precision: "float32" or "float64" (products in the dtype of the embedding), or "bf16" (see above); chunk: tokens at
+    a time (None: by the device). Differentiable once, in hidden and embedding; the gradients are made in the forward
+    pass.
     Raises ShapeError and ArgumentError when shapes, dtypes or targets do not fit.
     """
     _check(hidden, embedding, targets, precision)
@@ -97,7 +98,7 @@ def _loss_and_gradients(
         p = buffer[: inputs[part].shape[0]]  # logits, then probabilities
         torch.mm(inputs[part], columns, out=p)
         nll[part] = _log_softmax_nll(p, targets[part])
-        if precision == "float32":
+        if precision != "bf16":
             p.exp_()
         grad_hidden[part] = p @ table
         if precision == "bf16":

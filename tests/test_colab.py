@@ -9,13 +9,12 @@ import venv
 from pathlib import Path
 
 import pytest
-import yaml
 from checkout_copy import ROOT, Copy, make_copy
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from qkrepro.colab import expected_cell, outdated_colab_cells, write_colab_cells
 from qkrepro.execution import digests, find_chapters, run_figures
-from qkrepro.notebooks import code_cells, read_notebook, write_notebook
+from qkrepro.notebooks import code_cells, default_parameters, read_notebook, write_notebook
 
 URL = "https://github.com/example/book"
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -131,7 +130,6 @@ def test_a_chapter_executed_again_keeps_the_cell_and_its_bytes(tmp_path: Path, m
     for name in ("_toc.yml", "constraints.txt", "qkrepro/__init__.py"):
         (tmp_path / name).touch()
     (tmp_path / "_config.yml").write_text(f"repository: {{url: {URL}}}", encoding="utf-8")
-    (tmp_path / "notebooks" / "profiles" / "quick.yaml").write_text("one: {parameters: {samples: 10}}")
     first = new_code_cell('profile = "quick"\nsamples = 10', metadata={"tags": ["parameters"]})
     path = tmp_path / "notebooks" / "one.ipynb"
     write_notebook(new_notebook(cells=[new_markdown_cell("# One"), first, new_code_cell("print(samples)")]), path)
@@ -172,9 +170,7 @@ def test_on_colab_the_cell_brings_the_book_and_the_chapter_begins(tmp_path: Path
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    seed = yaml.safe_load((ROOT / "notebooks" / "profiles" / "quick.yaml").read_text())[CHAPTERS[0]]["parameters"][
-        "seed"
-    ]
+    seed = default_parameters(opened)["seed"]
     place = content / "book" / "notebooks"
     assert done.stdout.split() == [str(place), str(place.parent / "qkrepro" / "__init__.py"), str(seed), str(place)]
     assert [path.name for path in content.iterdir()] == ["book"]

@@ -13,14 +13,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from qkrepro.cli import main
 from qkrepro.errors import ArgumentError, NotebookError
 from qkrepro.execution import find_chapters, run_figures
-from qkrepro.notebooks import clean, default_parameters, read_notebook, with_parameters
+from qkrepro.notebooks import clean, default_parameters, read_notebook, with_parameters, write_notebook
 
 PARAMETERS = 'profile = "quick"\nsamples = 10  # draws\nscale = (1.0, 2.5)  # units\nname = "ä"'
-VALUES = "parameters: {samples: 10, scale: [1.0, 2.5], name: ä}"
 SAVES = (
     "import json, os, pathlib\n"
     "folder = pathlib.Path(os.environ['QKREPRO_NUMBERS'])\n"
-    "(folder / 'one.json').write_text(json.dumps(samples))\n"
+    "(folder / 'one.json').write_text(json.dumps({'tables': samples}))\n"
 )
 
 
@@ -40,9 +39,7 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("_toc.yml", "constraints.txt", "qkrepro/__init__.py"):
         (tmp_path / name).touch()
     _write(tmp_path / "notebooks", "one", ["import sys\nprint(samples, name)\nsys.executable", SAVES])
-    (tmp_path / "notebooks" / "profiles" / "quick.yaml").write_text(f"one:\n  {VALUES}\n", encoding="utf-8")
-    smoke = f"one:\n  {VALUES.replace('10', '3')}\n"
-    (tmp_path / "notebooks" / "profiles" / "smoke.yaml").write_text(smoke, encoding="utf-8")
+    (tmp_path / "notebooks" / "profiles" / "smoke.yaml").write_text("one: {samples: 3}\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -58,7 +55,12 @@ def test_a_notebook_runs_in_this_python_once_and_gives_the_same_bytes_again(book
     made = path.read_bytes()
     assert "10 ä" in _outputs(path)
     assert json.dumps(sys.executable)[1:-1] in _outputs(path)
-    assert (book / "notebooks" / "numbers" / "one.json").read_text() == "10"
+    kept = json.loads((book / "notebooks" / "numbers" / "one.json").read_text())
+    assert kept.pop("processor")
+    assert kept == {
+        "tables": 10,
+        "parameters": {"profile": "quick", "samples": 10, "scale": [1.0, 2.5], "name": "ä"},
+    }
     assert b"papermill" not in made
     assert [cell.execution_count for cell in read_notebook(path).cells[1:]] == [1, 2, 3]
     said: list[str] = []
@@ -78,7 +80,7 @@ def test_another_profile_is_kept_apart_and_shows_its_own_parameters(book: Path) 
     made = book / "_build" / "smoke" / "notebooks" / "one.ipynb"
     assert "3 ä" in _outputs(made)
     assert default_parameters(read_notebook(made))["profile"] == "smoke"
-    assert (book / "_build" / "smoke" / "numbers" / "one.json").read_text() == "3"
+    assert json.loads((book / "_build" / "smoke" / "numbers" / "one.json").read_text())["parameters"]["samples"] == 3
     assert (book / "notebooks" / "one.ipynb").read_bytes() == before
     assert not list((book / "notebooks" / "numbers").iterdir())
 
@@ -86,8 +88,6 @@ def test_another_profile_is_kept_apart_and_shows_its_own_parameters(book: Path) 
 @pytest.mark.slow
 def test_a_failing_notebook_fails_by_name_and_changes_nothing_while_others_run(book: Path) -> None:
     path = _write(book / "notebooks", "bad", [SAVES.replace("one", "bad"), "raise RuntimeError('no\\nway')"])
-    with (book / "notebooks" / "profiles" / "quick.yaml").open("a", encoding="utf-8") as profile:
-        profile.write(f"bad:\n  {VALUES}\n")
     before, said = path.read_bytes(), []
     with pytest.raises(NotebookError, match=r"1 of 2 notebooks failed.*: bad, cell 3: RuntimeError: no way"):
         run_figures(say=said.append)
@@ -112,22 +112,27 @@ def test_unknown_names_are_refused_with_what_is_allowed(book: Path) -> None:
         find_chapters(book, [], "fast")
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("samples: 10", "samples: 11", "differ in samples"),
-        ("samples: 10", "samples: 1e1", "differ in samples"),
-        ("samples: 10, ", "", "differ in samples"),
-        ("samples: 10", "samples: 10, more: 1", "is 'more'; allowed: profile, samples, scale, name"),
-    ],
-)
-def test_committed_outputs_are_not_overwritten_by_other_parameters(
-    book: Path, old: str, new: str, message: str
-) -> None:
-    path = book / "notebooks" / "profiles" / "quick.yaml"
-    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-    with pytest.raises((NotebookError, ArgumentError), match=message):
-        find_chapters(book, [], "quick")
+def test_a_profile_names_only_parameters_that_the_notebook_has(book: Path) -> None:
+    (book / "notebooks" / "profiles" / "smoke.yaml").write_text("one: {more: 1}\n", encoding="utf-8")
+    assert find_chapters(book, [], "quick")[0].parameters["samples"] == 10
+    with pytest.raises(ArgumentError, match=r"profile smoke is 'more'; allowed: profile, samples, scale, name"):
+        find_chapters(book, [], "smoke")
+
+
+@pytest.mark.slow
+def test_a_changed_parameter_is_executed_and_outputs_by_hand_are_made_again(book: Path) -> None:
+    path = book / "notebooks" / "one.ipynb"
+    run_figures(say=lambda _: None)
+    notebook = read_notebook(path)
+    notebook.cells[2].outputs[0].text = "by hand\n"
+    write_notebook(notebook, path)
+    said: list[str] = []
+    assert run_figures(check=True, say=said.append) == ["one"]
+    assert said[-1].endswith("changed: outputs, by a run that was not `qkrepro figures`")
+    write_notebook(with_parameters(notebook, {"samples": 11}), path)
+    assert run_figures(say=lambda _: None) == ["one"]
+    assert "11 ä" in _outputs(path)
+    assert run_figures(check=True, say=lambda _: None) == []
 
 
 def test_parameters_are_put_in_place_with_their_comments() -> None:

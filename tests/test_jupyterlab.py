@@ -17,7 +17,7 @@ skip_without_chromium()
 def test_a_chapter_opens_in_jupyterlab_and_runs_to_its_end(copy: Copy) -> None:
     path = copy.root / "notebooks" / f"{CHAPTER}.ipynb"
     smoke = yaml.safe_load((copy.root / "notebooks" / "profiles" / "smoke.yaml").read_text(encoding="utf-8"))
-    notebook = with_parameters(read_notebook(path), {"profile": "smoke"} | smoke[CHAPTER]["parameters"])
+    notebook = with_parameters(read_notebook(path), {"profile": "smoke"} | smoke[CHAPTER])
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None

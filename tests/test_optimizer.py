@@ -13,6 +13,21 @@ def test_rate_rises_linearly_to_the_peak_and_falls_as_inverse_root() -> None:
     assert rates == pytest.approx({1: 0.00002, 50: 0.001, 100: 0.002, 400: 0.001, 10_000: 0.0002})
 
 
+def test_linear_rate_rises_to_the_peak_and_would_be_zero_after_the_last_update() -> None:
+    rates = [learning_rate(n, peak=0.3, warmup=3, schedule="linear", last=9) for n in range(1, 10)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3 * 6 / 7, 0.3 * 5 / 7, 0.3 * 4 / 7, 0.3 * 3 / 7, 0.6 / 7, 0.3 / 7])
+    assert learning_rate(3, peak=0.3, warmup=3, schedule="linear", last=3) == 0.3
+
+
+@pytest.mark.parametrize(
+    "bad", [{"last": None}, {"last": 4}, {"last": 20, "warmup": 21}, {"schedule": "cosine", "last": 20}]
+)
+def test_linear_rate_needs_an_end_after_the_warmup(bad: dict[str, object]) -> None:
+    given = {"peak": 1.0, "warmup": 2, "schedule": "linear"} | bad
+    with pytest.raises(ArgumentError, match="allowed"):
+        learning_rate(5, **given)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("update", "warmup"), [(0, 10), (5, 0)])
 def test_updates_and_warmup_count_from_one(update: int, warmup: int) -> None:
     with pytest.raises(ArgumentError):

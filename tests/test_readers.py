@@ -29,6 +29,7 @@ from checkout_copy import Copy, make_copy
 from laboratory import laboratory, open_chapter, run_all_cells, wait_until_all_cells_ran
 
 from qkrepro.errors import SiteError
+from qkrepro.figure_numbers import INTERACTIVE
 from qkrepro.notebooks import read_notebook
 from qkrepro.reading_path import Stop, part_minutes, reading_path
 
@@ -348,6 +349,7 @@ def test_a_student_changes_a_parameter_in_a_session_of_2_gb_and_sees_figure_and_
     committed = [cell for cell in read_notebook(path).cells if cell.cell_type == "code"]
     name, old = _proposed_parameter(path)
     new = int(old * 5 / 4)  # more, and more memory
+    committed_files = _committed_files(session.copy)
     elsewhere: list[str] = []
     with laboratory(session.copy, str(session.image.python), session.image.variables()) as (address, pid):
         memory = Memory(pid)
@@ -377,6 +379,7 @@ def test_a_student_changes_a_parameter_in_a_session_of_2_gb_and_sees_figure_and_
         assert after[0] != before[0]
         assert after[1] != before[1]
     assert elsewhere == []
+    _nothing_committed_is_touched(session.copy, committed_files, name, old, new, ran)
     assert len(memory.peaks) > 1  # the server and the kernel
     assert memory.sampled_mb > 400
     assert max(memory.sampled_mb, memory.at_most_mb) < BINDER_MB
@@ -384,6 +387,35 @@ def test_a_student_changes_a_parameter_in_a_session_of_2_gb_and_sees_figure_and_
         f"\nsession: {name} {old} -> {new} in {LARGEST}, peak {memory.sampled_mb:.0f} MB sampled, "
         f"at most {memory.at_most_mb:.0f} of {BINDER_MB}; {time.perf_counter() - start:.1f} s here"
     )
+
+
+def _committed_files(copy: Copy) -> dict[Path, bytes]:
+    """Content of what verdicts and pages are made of: numbers, records, generated pages."""
+    folders = ("notebooks/numbers", "book/generated", "results")
+    files = {path: path.read_bytes() for each in folders for path in (copy.root / each).rglob("*") if path.is_file()}
+    assert len(files) > 100
+    return files
+
+
+def _nothing_committed_is_touched(
+    copy: Copy, before: dict[Path, bytes], name: str, old: float, new: float, ran: list[object]
+) -> None:
+    """The run by hand saved its numbers apart and marked its verdicts; the book's own still stand."""
+    assert _committed_files(copy) == before
+    assert (copy.root / INTERACTIVE / f"{LARGEST}.json").is_file()
+    verdicts = [
+        output["data"]["text/plain"]
+        for cell in ran
+        for output in cell.outputs
+        if "text/markdown" in output.get("data", {})
+    ]
+    told = f"; of changed parameters: {name} is {new!r} instead of {int(old)!r}."
+    assert verdicts
+    assert [verdict for verdict in verdicts if told not in verdict] == []
+    assert copy.qkrepro("claims").returncode == 0
+    checked = copy.qkrepro("figures", "--check")
+    assert checked.returncode == 1
+    assert f"{LARGEST}: changed: code, outputs, by a run that was not `qkrepro figures`, parameters" in checked.stdout
 
 
 def _figure_on_the_screen(page: object) -> str:

@@ -241,7 +241,8 @@ def test_patience_stops_the_run_after_the_best_and_says_so(tmp_path):
     assert summary["last_update"] == summary["best_update"] + run.evaluate_every
 
 
-def test_run_stopped_by_ctrl_c_saves_and_continues_to_the_same_bytes(finished, tmp_path):
+def stop_and_continue(configuration: RunConfiguration, out: Path) -> Path:
+    """A run that is stopped by Ctrl-C after update 17, and its record once it was continued."""
     original = training._Run.step
 
     def step_then_ctrl_c(run):
@@ -252,10 +253,60 @@ def test_run_stopped_by_ctrl_c_saves_and_continues_to_the_same_bytes(finished, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._Run, "step", step_then_ctrl_c)
         with pytest.raises(Interrupted, match="stopped at update 17 of 39; saved in"):
-            train(TINY, tmp_path, progress=False)
-    folder = train(TINY, tmp_path, progress=False)
+            train(configuration, out, progress=False)
+    return train(configuration, out, progress=False)
+
+
+def test_run_stopped_by_ctrl_c_saves_and_continues_to_the_same_bytes(finished, tmp_path):
+    folder = stop_and_continue(TINY, tmp_path)
     for name in SAME_BYTES:
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+NEW_OPTIONS = {
+    "tokens": {"kappa": 0.01, "penalised": "tokens", "target_trace": 4.0},
+    "tokens kept": {"kappa": 0.01, "penalised": "tokens", "scale": "deviation", "mean": "keep"},
+    "qk-norm": {"peer": "qk-norm"},
+    "sigma-reparam": {"peer": "sigma-reparam"},
+    "qk-clip": {"peer": "qk-clip", "peer_strength": 0.2},
+    "qk-weight-decay": {"peer": "qk-weight-decay", "peer_strength": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", NEW_OPTIONS)
+def test_treatment_changes_the_run_and_is_continued_to_the_same_bytes(finished, name, tmp_path):
+    configuration = replace(TINY, schedule="linear", **NEW_OPTIONS[name])
+    whole = train(configuration, tmp_path / "whole", progress=False)
+    plain = train(replace(TINY, schedule="linear"), tmp_path / "plain", progress=False)
+    assert (whole / "metrics.csv").read_bytes() != (plain / "metrics.csv").read_bytes()
+    stopped = stop_and_continue(configuration, tmp_path / "stopped")
+    for file in SAME_BYTES:
+        assert (stopped / file).read_bytes() == (whole / file).read_bytes()
+    assert (plain / "metrics.csv").read_bytes() != (finished / "metrics.csv").read_bytes()
+
+
+def test_penalty_on_tokens_brings_their_trace_to_its_target(tmp_path):
+    """Of the matrix that is penalised, by the covariance of evaluation, which knows no dropout."""
+    run = replace(TINY, kappa=1.0, penalised="tokens", target_trace=6.0, dropout=0.0, learning_rate=0.01, epochs=0.3)
+    last = read_records(train(run, tmp_path, progress=False)).iloc[-1]
+    assert last["walk_trace"] == pytest.approx(6.0 * 16 / 17, rel=0.1)  # the penalty's own minimum, r = 16
+    assert last["walk_concentration"] > 6  # of at most 16
+
+
+def test_summary_holds_the_losses_of_the_end_beside_those_of_the_best_checkpoint(tmp_path):
+    diverging = replace(TINY, epochs=0.2, learning_rate=0.3)
+    folder = train(diverging, tmp_path, progress=False)
+    summary, rows = read_run(folder)["summary"], read_records(folder)
+    assert summary["best_update"] < rows["update"].iloc[-1]
+    assert summary["end_valid_loss"] > summary["valid_loss"]
+    assert summary["end_test_perplexity"] == pytest.approx(math.exp(summary["end_test_loss"]))
+
+
+def test_losses_of_the_end_are_those_of_the_best_checkpoint_where_that_is_last(finished):
+    summary = read_run(finished)["summary"]
+    assert summary["best_update"] == summary["last_update"]
+    for name in ("valid_loss", "valid_perplexity", "test_loss", "test_perplexity"):
+        assert summary[f"end_{name}"] == summary[name]
 
 
 @pytest.mark.slow
@@ -336,7 +387,11 @@ def test_corpus_too_short_for_a_batch_is_refused():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"kappa": -1.0}, {"precision": "fp8"}, {"epochs": 0.0}, {"length": 1}, {"start_mean": 0.0}, {"threads": 0}],
+    [
+        *[{"schedule": "cosine"}, {"penalised": "values"}, {"peer": "prayer"}],
+        {"peer_strength": 1.0},
+        *[{"kappa": -1.0}, {"precision": "fp8"}, {"epochs": 0.0}, {"length": 1}, {"start_mean": 0.0}, {"threads": 0}],
+    ],
 )
 def test_bad_configuration_is_refused(bad):
     with pytest.raises(ArgumentError, match=next(iter(bad))):
