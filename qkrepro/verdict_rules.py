@@ -15,7 +15,7 @@ from qkrepro.intervals import Interval, t_interval
 from qkrepro.rounding import fixed
 
 Tables = Mapping[str, pd.DataFrame]
-Outcome = Literal["reproduced", "partly", "not reproduced", "not run"]
+Outcome = Literal["reproduced", "partly", "not reproduced", "inconclusive", "not a test", "not run"]
 
 HALF = 0.5  # what "prevented" means: at least half of log T for entropy, of the input's own residual for rank
 LOCALIZED = 0.3  # localization index from which a profile counts as localized: 30% of the sequence is shut out
