@@ -101,7 +101,7 @@ pins: $(STAMP) ## Resolve the pinned versions anew
 	@git --no-pager diff --stat -- constraints.txt
 
 clean: ## Remove what was built; the environment stays
-	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 distclean: clean ## Remove the environment too
 	rm -rf .venv qkrepro.egg-info

@@ -28,11 +28,11 @@ OURS = """
 import os, sys, time
 begin = time.perf_counter(), time.process_time()
 os.environ |= {{"OMP_NUM_THREADS": "{threads}", "OPENBLAS_NUM_THREADS": "1"}}  # the command sets the second itself
-import qkrepro.cli, qkrepro.spectrum_command
+import qkrepro.cli.app, qkrepro.cli.spectrum
 loaded = time.perf_counter(), time.process_time()
 sys.argv = ["qkrepro", "spectrum", {model!r}, "--format", "csv", "--out", {out!r}, *{options!r}]
 try:
-    qkrepro.cli.main()
+    qkrepro.cli.app.main()
 except SystemExit as stopped:
     assert not stopped.code
 assert sum(1 for _ in open({out!r})) == {heads} + 1
@@ -148,7 +148,7 @@ def make_peer(folder: Path) -> str:
 
 def measurements(work: Path, cases: list[str], peer: str | None, threads: int) -> dict[str, tuple[str, str]]:
     """Name to (python, script) of everything to measure."""
-    from qkrepro.minilm import minilm_folder
+    from qkrepro.models.minilm import minilm_folder
 
     found: dict[str, tuple[str, str]] = {}
 

@@ -17,9 +17,9 @@ import torch
 import typer
 from torch import Tensor
 
-from qkrepro import bilinear_law
-from qkrepro.propagation import finite_length_law, signal_propagation
-from qkrepro.spectrum import factor, qk_matrix, random_spectrum_matrix
+from qkrepro.theory.exact_law import _affordable_nodes, _by_shared_nodes, _by_single_laws, _plan, _reduce
+from qkrepro.theory.propagation import finite_length_law, signal_propagation
+from qkrepro.theory.spectrum import factor, qk_matrix, random_spectrum_matrix
 
 ROUNDING = 1e-15  # no error below this is claimed
 
@@ -86,12 +86,12 @@ def other_inversion(w: Tensor, theta: Tensor, length: int) -> Tensor:
     """The profile by the inversion that `signal_propagation` did not take, (locations,)."""
     gamma, det, lower, upper = finite_length_law(theta, length, 1.0)
     scale = float(w.norm()) * math.sqrt(det)
-    core, slope = bilinear_law._reduce(w / w.norm()), gamma / math.sqrt(det)
+    core, slope = _reduce(w / w.norm()), gamma / math.sqrt(det)
     ends = torch.tensor([[lower], [upper]], dtype=torch.float64) / scale
-    nodes, step, edges = bilinear_law._plan(core, slope, ends)
-    if nodes > bilinear_law._affordable_nodes(core, slope):
-        return bilinear_law._by_shared_nodes(core, slope, edges, nodes, step)
-    return bilinear_law._by_single_laws(core, slope, edges)
+    nodes, step, edges = _plan(core, slope, ends)
+    if nodes > _affordable_nodes(core, slope):
+        return _by_shared_nodes(core, slope, edges, nodes, step)
+    return _by_single_laws(core, slope, edges)
 
 
 def cpu_seconds(call: Callable[[], Tensor]) -> tuple[float, Tensor]:

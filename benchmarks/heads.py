@@ -16,8 +16,8 @@ import torch
 import typer
 from torch import Tensor
 
-from qkrepro.initialisation import xavier_qk
-from qkrepro.spectrum import matrix_moments, qk_eigenvalues, qk_matrix, qk_moments
+from qkrepro.theory.spectrum import matrix_moments, qk_eigenvalues, qk_matrix, qk_moments
+from qkrepro.theory.xavier import xavier_qk
 
 
 def main(

@@ -22,12 +22,11 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from qkrepro.corpus import load_corpus
-from qkrepro.locater import LocAteR
-from qkrepro.optimizer import make_optimizer
-from qkrepro.synthetic import synthetic_corpus
-from qkrepro.transformer import LanguageModel, ModelConfig, sinusoids
-from qkrepro.vocabulary_loss import vocabulary_loss, vocabulary_nll
+from qkrepro.models.transformer import LanguageModel, ModelConfig, sinusoids
+from qkrepro.training.corpus import load_corpus, synthetic_corpus
+from qkrepro.training.locater import LocAteR
+from qkrepro.training.optimizer import make_optimizer
+from qkrepro.training.vocabulary_loss import vocabulary_loss, vocabulary_nll
 
 
 class Setting(NamedTuple):

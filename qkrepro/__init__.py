@@ -1,8 +1,9 @@
 """The package under the book: spectra of query-key matrices, signal propagation, collapse, LocAteR.
 
-Modules, from the bottom up: `errors`; the mathematics `spectrum`, `initialisation`, `tokens`, `attention`,
-`propagation`, `collapse`; training `corpus`, `transformer`, `locater`, `training`, `results`, `sweep`; on top
-`pretrained`, `claims`, `plots`, `execution`, `cli`. Nothing is imported here, so that `import qkrepro` costs nothing.
+Rooms, from the top down, each importing only from those below it: `cli`, the command; `publishing`, which executes the
+notebooks and builds the site; `chapters`, one module a notebook; `evidence`, what chapters share; `training`, text in
+and record out; `models`, query and key weights of any model; `theory`, mathematics on tensors; below them `files` and
+`errors`. Nothing is imported here, so that `import qkrepro` costs nothing.
 """
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from agreement import processor_of, text_difference
 from nbval.plugin import IPyNbCell
 
-from qkrepro.notebooks import joined_streams
-from qkrepro.results import processor
+from qkrepro.publishing.notebooks import joined_streams
+from qkrepro.training.records import processor
 
 TEXTS = ("text/plain", "text/markdown", "text/html", "application/papermill.record/text/plain")
 NUMBERS = Path(__file__).parent.parent / "notebooks" / "numbers"

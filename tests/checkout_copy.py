@@ -18,7 +18,7 @@ class Copy:
 
     def qkrepro(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command in the copy; output and exit code are in the answer."""
-        command = [sys.executable, "-c", "from qkrepro.cli import main; main()", *arguments]
+        command = [sys.executable, "-c", "from qkrepro.cli.app import main; main()", *arguments]
         environment = os.environ | {"PYTHONPATH": str(self.root)}
         environment.pop("QKREPRO_NUMBERS", None)
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)

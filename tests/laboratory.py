@@ -14,7 +14,7 @@ from pathlib import Path
 from checkout_copy import Copy
 
 from qkrepro.errors import NotebookError
-from qkrepro.notebooks import read_notebook
+from qkrepro.publishing.notebooks import read_notebook
 
 SECONDS = 240  # for the kernel, its imports and all cells
 

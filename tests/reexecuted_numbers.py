@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from agreement import numbers_differences, processor_of, tables_of
 
-from qkrepro.results import processor
+from qkrepro.training.records import processor
 
 COMMITTED = Path(__file__).parent.parent / "notebooks" / "numbers"
 MADE = Path(os.environ["QKREPRO_NUMBERS"])

@@ -4,7 +4,7 @@ import re
 
 from sphinx.application import Sphinx
 
-_COMMENT = re.compile(r"<!-- modules: ([\w ]+) -->")
+_COMMENT = re.compile(r"<!-- modules: ([\w. ]+) -->")
 
 
 def _fill(app: Sphinx, docname: str, source: list[str]) -> None:

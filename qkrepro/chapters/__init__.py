@@ -1,1 +1,1 @@
-"""One module per chapter of the book: its experiment, its figures, its claims with their rules."""
+"""One module a notebook: its experiment, its figures, its claims with their rules."""

@@ -18,19 +18,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
-from qkrepro.attention import attention_entropy, causal_mask, softmax_attention
-from qkrepro.claims import Claim, ShownVerdict, judge
-from qkrepro.collapse import Spectrum, Stack, depth_experiment
 from qkrepro.errors import ArgumentError, check_choice
-from qkrepro.figure_numbers import COMMITTED_PROFILE, changed_parameters, stored
-from qkrepro.intervals import t_interval
-from qkrepro.rank_measures import rank_residual
-from qkrepro.rounding import fixed
+from qkrepro.evidence.claims import Claim
+from qkrepro.evidence.rounding import fixed
+from qkrepro.evidence.verdicts import HALF, Outcome, Tables, Verdict
+from qkrepro.theory.attention import attention_entropy, causal_mask, softmax_attention
 from qkrepro.theory.critical_mean import cosine_limit, critical_mean, simplex_layers
+from qkrepro.theory.depth import Spectrum, Stack, depth_experiment
 from qkrepro.theory.depth_limit import ar1_cosines, cosine_residual, depth_limit, smallest_mean, walk_cosines
 from qkrepro.theory.random_energy import concentrated_row, entropy_limit, mean_entropy
-from qkrepro.tokens import independent_tokens, random_walk
-from qkrepro.verdict_rules import HALF, Outcome, Tables, Verdict
+from qkrepro.theory.rank import rank_residual
+from qkrepro.theory.statistics import t_interval
+from qkrepro.theory.tokens import independent_tokens, random_walk
 
 CHAPTER = "how_large_a_mean"
 SIMILARITY = 0.3  # ϱ of the tokens at equal angles
@@ -471,16 +470,7 @@ def headline(
     }
 
 
-def show_claims(tables: Tables, profile: str) -> list[ShownVerdict]:
-    """Return the claims with their verdicts on these tables, for display; only the committed profile judges."""
-    shown = []
-    for entry in CLAIMS:
-        verdict = judge(entry, stored(tables)) if profile == COMMITTED_PROFILE else None
-        shown.append(ShownVerdict(entry, verdict, profile, changed_parameters(CHAPTER)))
-    return shown
-
-
-CLAIMS: tuple[Claim, ...] = (
+_CLAIMS = (
     Claim(
         name="mean-window-predicted",
         chapter=CHAPTER,
@@ -521,6 +511,9 @@ CLAIMS: tuple[Claim, ...] = (
         figure="fig-mean-entropy",
     ),
 )
+
+
+CLAIMS: dict[str, Claim] = {entry.name: entry for entry in _CLAIMS}
 
 
 def _decided(holds: Sequence[bool], fails: Sequence[bool], because: str) -> Verdict:

@@ -1,1 +1,1 @@
-"""The mathematics of the book as pure functions on tensors."""
+"""Mathematics on tensors."""

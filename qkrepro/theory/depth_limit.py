@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from qkrepro.attention import causal_mask, softmax_attention
 from qkrepro.errors import ArgumentError, ShapeError, check_finite, check_integer, check_number
+from qkrepro.theory.attention import causal_mask, softmax_attention
 
 
 class DepthLimit(NamedTuple):

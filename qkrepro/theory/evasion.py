@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qkrepro.errors import ArgumentError, ShapeError, check_finite, check_number
-from qkrepro.spectrum import check_square, covariance_root
+from qkrepro.theory.spectrum import check_square, covariance_root
 
 
 def effective_number(w: Tensor) -> Tensor:

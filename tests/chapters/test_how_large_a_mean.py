@@ -33,8 +33,8 @@ from qkrepro.chapters.how_large_a_mean import (
     width_table,
     window_ends,
 )
-from qkrepro.collapse import Spectrum, Stack, depth_experiment
 from qkrepro.errors import ArgumentError
+from qkrepro.theory.depth import Spectrum, Stack, depth_experiment
 
 
 def ends(*ratios, width=1.05):
@@ -115,8 +115,9 @@ def test_rule_of_raised_entropy_answers_every_kind_of_data(tables, outcome):
 
 def test_claims_name_their_tables_and_are_judged_by_their_rules():
     tables = ends(1.0) | widths((0.5, 1.0)) | dispersion(0.2, 0.01)
-    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS) == 3
-    for claim in CLAIMS:
+    assert len(CLAIMS) == 3
+    for name, claim in CLAIMS.items():
+        assert claim.name == name
         assert claim.judge({name: tables[name] for name in claim.tables}).outcome == "reproduced"
         assert claim.provenance == "ours"
         assert claim.quote is None

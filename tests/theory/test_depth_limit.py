@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
-from qkrepro.collapse import Spectrum, Stack, depth_experiment
 from qkrepro.errors import ArgumentError, ShapeError
+from qkrepro.theory.depth import Spectrum, Stack, depth_experiment
 from qkrepro.theory.depth_limit import (
     ar1_cosines,
     contraction_bound,

@@ -1,0 +1,116 @@
+"""What rotary positions do to a spectrum: one concentrated and one random head, over the distance of query and key.
+
+A concentrated head W = P (a projection of rank d_head, all its eigenvalues 1) becomes W(Δ) with the eigenvalues of
+R(−Δ), e^{±iΔf_j}: tr W(Δ) = 2 Σ_j cos(Δ f_j). Source: the book, "Heads in the wild" (ours, derived).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+
+from qkrepro.models.head_products import Array, head_products
+from qkrepro.models.rotary import Rotary, rotary_of_layer
+
+
+def rotary_spectra(
+    distances: Sequence[float], *, d_head: int = 32, d_model: int = 128, base: float = 10000.0, seed: int = 0
+) -> pd.DataFrame:
+    """Eigenvalues over √d_head of both heads, each of ‖W‖_F = √d_head, at each distance in tokens.
+
+    Returns columns kind ("concentrated", "random"), distance, real, imag: one row an eigenvalue.
+    """
+    rotary = rotary_of_layer({"rope_theta": base}, 0, d_head)
+    frames = []
+    for kind, (w_q, w_k) in _heads(d_head, d_model, seed).items():
+        for distance in distances:
+            products = head_products(w_q, w_k).between(rotary.rotation(distance, d_head))
+            values = products.eigenvalues()[0] / d_head**0.5  # (d_head,)
+            frame = pd.DataFrame({"real": values.real.tolist(), "imag": values.imag.tolist()})
+            frames.append(frame.sort_values(["real", "imag"]).assign(kind=kind, distance=float(distance)))
+    return pd.concat(frames, ignore_index=True)[["kind", "distance", "real", "imag"]]
+
+
+def rotary_trace(
+    distances: Sequence[float], *, d_head: int = 32, d_model: int = 128, base: float = 10000.0, seed: int = 0
+) -> pd.DataFrame:
+    """tr W(Δ)/d_head of both heads, and of the concentrated one by its closed form.
+
+    Returns columns kind ("concentrated", "random", "closed form"), distance, share: one row a distance; the closed form
+    also at 300 distances in between, for a smooth line.
+    """
+    rotary = rotary_of_layer({"rope_theta": base}, 0, d_head)
+    rows: list[tuple[str, float, float]] = []
+    for kind, (w_q, w_k) in _heads(d_head, d_model, seed).items():
+        products = head_products(w_q, w_k)
+        traces = [products.between(rotary.rotation(distance, d_head)).trace() for distance in distances]
+        rows += [(kind, float(at), trace.item() / d_head) for at, trace in zip(distances, traces, strict=True)]
+    between = sorted({*distances, *np.geomspace(0.1, max(*distances, 1), 300).tolist()})
+    rows += [("closed form", float(at), concentrated_trace(rotary, at) / d_head) for at in between]
+    return pd.DataFrame(rows, columns=["kind", "distance", "share"])
+
+
+def concentrated_trace(rotary: Rotary, distance: float) -> float:
+    """tr W(Δ) = 2 Σ_j cos(Δ f_j) of the head whose W is a projection of rank 2 · (number of frequencies)."""
+    return float(2 * np.cos(distance * rotary.frequencies).sum())
+
+
+def _heads(d_head: int, d_model: int, seed: int) -> dict[str, tuple[Array, Array]]:
+    """w_q and w_k, (1, d_head, d_model), of both heads, scaled to ‖W‖_F = √d_head."""
+    generator = np.random.default_rng(seed)
+    rows = np.linalg.qr(generator.standard_normal((d_model, d_head)))[0].T  # orthonormal, (d_head, d_model)
+    w_q, w_k = (generator.standard_normal((1, d_head, d_model)) for _ in range(2))
+    scale = (d_head / head_products(w_q, w_k).frobenius_sq().item()) ** 0.5
+    return {"concentrated": (rows[None], rows[None]), "random": (w_q * scale, w_k)}
+
+
+def plot_rotary_spectra(spectra: pd.DataFrame, axes: Any) -> None:
+    """Eigenvalues of each kind of head (rows) at several distances (columns); spectra: kind, distance, real, imag."""
+    for number, (row, (kind, of_kind)) in enumerate(zip(axes, spectra.groupby("kind", sort=True), strict=True)):
+        limit = 1.12 * float(of_kind[["real", "imag"]].abs().max().max())
+        for ax, (distance, group) in zip(row, of_kind.groupby("distance"), strict=True):
+            ax.axhline(0, color="0.6", linewidth=0.5, zorder=0)
+            ax.axvline(0, color="0.6", linewidth=0.5, zorder=0)
+            ax.scatter(group["real"], group["imag"], s=10)
+            ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+            if number == 0:
+                ax.set_title(f"distance {distance:g}")
+        row[0].set_ylabel(f"{kind}\nIm λ")
+    for ax in axes[-1]:
+        ax.set_xlabel("Re λ")
+
+
+def plot_rotary_trace(table: pd.DataFrame, ax: Axes) -> None:
+    """tr W over d_head against the distance; table: kind (concentrated, random, closed form), distance, share."""
+    closed = table[table["kind"] == "closed form"]
+    ax.plot(closed["distance"], closed["share"], color="0.4", linewidth=1, label="closed form, concentrated")
+    for kind, marker in (("concentrated", "o"), ("random", "s")):
+        group = table[table["kind"] == kind]
+        ax.plot(group["distance"], group["share"], marker, markersize=4, label=f"{kind} head")
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="distance, tokens", ylabel=r"$\mathrm{tr}\,W(\Delta)\,/\,d_{head}$")
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(-0.2, 1.5 * float(table["distance"].max()))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def plot_head_maps(heads: pd.DataFrame, quantities: Mapping[str, str], axes: Any) -> None:
+    """Layer × head maps of several quantities, one axes each; quantities: column to title.
+
+    A column of both signs is coloured about zero, one that spans more than a factor of 20 by its logarithm.
+    """
+    for ax, (name, title) in zip(axes, quantities.items(), strict=True):
+        grid = heads.pivot(index="layer", columns="head", values=name)
+        signed = bool((grid.to_numpy() < 0).any())
+        bound = float(np.abs(grid.to_numpy()).max())
+        colours: dict[str, Any] = {"cmap": "vlag", "vmin": -bound, "vmax": bound} if signed else {"cmap": "viridis"}
+        if not signed and bound > 20 * float(grid.to_numpy().min()):
+            colours["norm"] = LogNorm()
+        sns.heatmap(grid, ax=ax, cbar_kws={"shrink": 0.8}, **colours)
+        ax.set(title=title, xlabel="head", ylabel="layer")
+        ax.tick_params(labelrotation=0)
+        ax.grid(False)

@@ -1,0 +1,233 @@
+"""Does the theory see trained models: the recorded profiles of the last query against what the weights predict.
+
+Every profile runs over the locations of the keys. Profiles are compared after each is divided by its sum, by their
+total variation: 0 where they are the same, 1 where they share no location. Source: book, "Theory in trained models".
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from qkrepro.errors import ArgumentError, check_integer
+from qkrepro.evidence.claims import claims_judged_by
+from qkrepro.evidence.run_figures import Style, kappa_colour, kappa_label, label_empty
+from qkrepro.evidence.verdicts import SAME_PROFILE, Tables, Verdict, share_verdict
+from qkrepro.evidence.wording import signed
+from qkrepro.theory.statistics import bin_middles, mean_interval, total_variation
+from qkrepro.training.tables import NOT_RUN, RunTables
+
+PROFILES = ("nonsaturated", "predicted", "gradient")  # measured, from the weights, A(1 − A)
+SMOOTHING = 16  # windows in a sequence: over so many the measured shares are averaged to estimate their noise
+DISTANCES = ("total_variation", "mirrored_variation", "gradient_variation", "noise")
+AGREEMENT = (*DISTANCES, *(f"{what}_{name}" for what in ("centre", "level") for name in PROFILES))
+PROFILE_STYLES: Mapping[str, Style] = {
+    "nonsaturated": {"label": "not saturated, measured", "color": "black"},
+    "predicted": {"label": "not saturated, predicted", "color": "C0", "linestyle": "--"},
+    "gradient": {"label": "gradient A(1 − A), measured", "color": "C1"},
+}
+LAW_STYLES: Mapping[str, Style] = {
+    "measured": {"label": "measured", "color": "black", "linewidth": 2.4},
+    "prediction": {"label": "walk, normal form: the prediction", "color": "C0", "linestyle": "--"},
+    "drawn walk": {"label": "walk, drawn", "color": "C9", "linestyle": "--"},
+    "normal": {"label": "normal, measured moments", "color": "C2"},
+    "shuffled": {"label": "words shuffled", "color": "C3"},
+}
+TOKEN_STYLES: Mapping[str, Style] = {
+    "walk": {"label": "walk of the same increments", "color": "C1", "linestyle": "--"},
+    "start": {"label": "tokens, at the start", "color": "0.6"},
+    "trained": {"label": "tokens, trained", "color": "C0"},
+}
+LOCATION = "location of the key, i/T"
+EVEN = 0.02  # how far from the middle a centre may lie and still lean neither way
+
+
+def sampling_noise(shares: ArrayLike, sequences: int) -> float:
+    """Expected total variation between the profile `shares`, (n,) in [0, 1], and itself counted in `sequences` draws.
+
+    Exact per location (binomial), without the small effect of dividing by a random sum: what agreement no prediction
+    can beat. Raises ArgumentError for sequences < 1 or shares outside [0, 1].
+    """
+    check_integer("sequences", sequences, at_least=1)
+    share = np.asarray(shares, dtype=np.float64)
+    if share.ndim != 1 or not ((share >= 0) & (share <= 1)).all() or not share.sum() > 0:
+        raise ArgumentError("shares must be (n,) in [0, 1], not all of them 0")
+    hits = np.arange(sequences + 1)[:, None]  # (sequences + 1, 1)
+    weights = stats.binom.pmf(hits, sequences, share)  # (sequences + 1, n)
+    deviation = (weights * np.abs(hits / sequences - share)).sum(0)  # (n,), E|share found − share|
+    return float(deviation.sum() / (2 * share.sum()))
+
+
+def profile_agreement(tables: RunTables, by: Sequence[str] = ("seed", "kappa")) -> pd.DataFrame:
+    """How well prediction and measurement agree: one row a run, evaluation, layer and head.
+
+    Columns: run, `by`, update, epoch, layer, head; total_variation (predicted against measured share of keys that are
+    not saturated), mirrored_variation (the prediction read from the end), gradient_variation (prediction against
+    A(1 − A)), noise (`sampling_noise` of the measured share); centre_ and level_ of nonsaturated, predicted, gradient:
+    mean location under the profile, mean of the profile.
+    """
+    keys = ["run", *by, "update", "epoch", "layer", "head"]
+    profiles = tables.profiles(by=by)
+    sequences = dict(zip(tables.summary["run"], tables.summary["measured_sequences"], strict=True))
+    rows = []
+    for values, part in profiles.groupby(keys, sort=False):
+        head = dict(zip(keys, values, strict=True))
+        rows.append(head | _agreement(part, int(sequences[head["run"]])))
+    return pd.DataFrame(rows, columns=[*keys, *AGREEMENT]).astype(dict.fromkeys(AGREEMENT, float))
+
+
+def at_best_checkpoint(table: pd.DataFrame, tables: RunTables) -> pd.DataFrame:
+    """The rows of `table` (columns run, update) at the update of each run's best validation loss."""
+    best = tables.summary[["run", "best_update"]].rename(columns={"best_update": "update"})
+    return table.merge(best.astype({"update": table["update"].dtype}), on=["run", "update"]).reset_index(drop=True)
+
+
+def trained_table(agreement: pd.DataFrame) -> pd.DataFrame:
+    """The table of the verdict: kappa, seed and the four distances, means over heads; one row a run."""
+    return agreement.groupby(["kappa", "seed"], as_index=False)[list(DISTANCES)].mean()
+
+
+def profile_bins(profiles: pd.DataFrame, bins: int, by: Sequence[str] = ("seed", "kappa")) -> pd.DataFrame:
+    """Profiles as densities over the location (mean 1), averaged in `bins` equal bins and over heads.
+
+    profiles: of one evaluation a run, as `RunTables.profiles` gives them. Returns one row a run, profile and bin: `by`,
+    profile, location (middle of the bin), density. Raises ArgumentError for bins < 1.
+    """
+    middles = bin_middles(profiles["location"], bins)
+    tables = [pd.DataFrame(columns=[*by, "profile", "location", "density"])]
+    for name in PROFILES:
+        density = profiles[name] / profiles.groupby(["run", "layer", "head"])[name].transform("mean")
+        found = profiles[list(by)].assign(profile=name, location=middles, density=density.astype(float))
+        tables.append(found.groupby([*by, "profile", "location"])["density"].mean().reset_index())
+    return pd.concat(tables[1:] if len(profiles) else tables[:1], ignore_index=True)
+
+
+def _agreement(part: pd.DataFrame, sequences: int) -> dict[str, float]:
+    """The numbers of one profile: `part` has one row a location."""
+    theta = part["location"].to_numpy(float)
+    values = {name: part[name].to_numpy(float) for name in PROFILES}
+    measured, predicted, gradient = (values[name] for name in PROFILES)
+    row = {
+        "total_variation": total_variation(predicted, measured),
+        "mirrored_variation": total_variation(predicted[::-1], measured),
+        "gradient_variation": total_variation(predicted, gradient),
+        "noise": sampling_noise(_smoothed(measured), sequences),
+    }
+    row |= {f"centre_{name}": float((theta * profile).sum() / profile.sum()) for name, profile in values.items()}
+    return row | {f"level_{name}": float(profile.mean()) for name, profile in values.items()}
+
+
+def _smoothed(shares: NDArray[Any]) -> NDArray[Any]:
+    """Running mean over a sixteenth of the sequence, shorter at the ends."""
+    width = max(1, len(shares) // SMOOTHING)
+    window = np.ones(width)
+    smooth = np.convolve(shares, window, "same") / np.convolve(np.ones_like(shares), window, "same")
+    clipped: NDArray[Any] = np.clip(smooth, 0, 1)
+    return clipped
+
+
+def theory_sees_training(tables: Tables) -> Verdict:
+    """Table trained: kappa, seed, total_variation (predicted against measured share of non-saturated pairs)."""
+    holds = [bool(value <= SAME_PROFILE) for value in tables["trained"]["total_variation"]]
+    because = f"total variation at most {SAME_PROFILE} in {sum(holds)} of {len(holds)} trained models"
+    return share_verdict(holds, because)
+
+
+def plot_distances(distances: pd.DataFrame, styles: Mapping[str, Style], limit: float, axis: Axes) -> None:
+    """Total variation from the measured profile, a row a law, points for runs and an interval a kappa; `limit` dotted.
+
+    distances: law, kappa, total_variation.
+    """
+    laws = [law for law in styles if law in set(distances["law"])]
+    if not laws:
+        return label_empty(axis)
+    axis.axvline(limit, color="0.4", linestyle=":", linewidth=1)
+    kappas = sorted(distances["kappa"].unique())
+    for place, law in enumerate(laws):
+        for number, kappa in enumerate(kappas):
+            chosen = distances[(distances["law"] == law) & (distances["kappa"] == kappa)]
+            values, height = (
+                chosen["total_variation"].astype(float).tolist(),
+                place + 0.24 * (number - (len(kappas) - 1) / 2),
+            )
+            label = kappa_label(float(kappa)) if place == 0 else None
+            _points(values, height, kappa_colour(float(kappa)), label, axis)
+    axis.set_yticks(range(len(laws)), [styles[law]["label"] for law in laws])
+    axis.set(ylim=(len(laws) - 0.5, -0.5), xlim=(0, None), xlabel="total variation from the measured profile")
+    axis.grid(axis="y", visible=False)
+    return None
+
+
+def _points(values: Sequence[float], height: float, colour: Any, label: str | None, axis: Axes) -> None:
+    mean = mean_interval(values)
+    bar = [[mean.estimate - mean.low], [mean.high - mean.estimate]] if len(values) > 1 else None
+    axis.plot(values, [height] * len(values), "o", markersize=3, color=colour, alpha=0.5)
+    axis.errorbar([mean.estimate], [height], xerr=bar, fmt="D", markersize=5, capsize=3, color=colour, label=label)
+
+
+def mean_text(values: Sequence[float], digits: int = 2) -> str:
+    """A mean over seeds with its 95% t interval: "0.29 (0.26 to 0.33, 3 seeds)"; "not run" without one."""
+    data = [float(value) for value in values if value == value]
+    if not data:
+        return NOT_RUN
+    found = mean_interval(data)
+    if len(data) == 1:
+        return f"{_number(found.estimate, digits)} (one seed)"
+    interval = f"{_number(found.low, digits)} to {_number(found.high, digits)}"
+    return f"{_number(found.estimate, digits)} ({interval}, {len(data)} seeds)"
+
+
+def by_seed(table: pd.DataFrame, column: str) -> list[float]:
+    """One value a seed: the mean of its runs, which share their beginning and so are not independent."""
+    return [float(value) for value in table.groupby("seed")[column].mean()]
+
+
+def leaning(centre: float) -> str:
+    """Where the mass of a profile with this centre lies: "late", "early", or "even" within 0.02 of the middle."""
+    return "even" if abs(centre - 0.5) <= EVEN else "late" if centre > 0.5 else "early"
+
+
+def direction_text(agreement: pd.DataFrame) -> str:
+    """Which way prediction and measurement lean, from `profile_agreement` rows of one moment; and the mirror image."""
+    if agreement.empty:
+        return NOT_RUN
+    predicted, measured = (float(agreement[f"centre_{name}"].mean()) for name in ("predicted", "nonsaturated"))
+    sides = leaning(predicted), leaning(measured)
+    told = f"the prediction is {sides[0]} (centre {predicted:.2f}), the measurement {sides[1]} ({measured:.2f})"
+    if set(sides) != {"early", "late"}:
+        return f"{told}; they lean {'alike' if sides[0] == sides[1] else 'differently'}"
+    means = agreement[["total_variation", "mirrored_variation"]].mean()
+    nearer = "nearer" if means["mirrored_variation"] < means["total_variation"] else "no nearer"
+    return (
+        f"{told}: it looks the wrong way. Read from the end it is {nearer}, {means['mirrored_variation']:.2f} against "
+        f"{means['total_variation']:.2f}"
+    )
+
+
+def broken_text(distances: pd.DataFrame, limit: float) -> str:
+    """Which assumption fails: from law, total_variation (rows of runs), with `limit` as the distance that counts.
+
+    The drawn walk keeps the walk and drops the normal law; "normal" keeps the normal law and drops the walk.
+    """
+    if distances.empty:
+        return NOT_RUN
+    mean = distances.groupby("law")["total_variation"].mean()
+    walk, normal = mean["drawn walk"] > limit, mean["normal"] > limit
+    if walk and not normal:
+        return "it is the walk that fails, not the normal law of the logits"
+    if normal and not walk:
+        return "it is the normal law of the logits that fails, not the walk"
+    return (
+        "both the walk and the normal law of the logits fail" if walk else "neither the walk nor the normal law fails"
+    )
+
+
+def _number(value: float, digits: int) -> str:
+    return signed(value, digits).lstrip("+")
+
+
+CLAIMS = claims_judged_by(theory_sees_training)

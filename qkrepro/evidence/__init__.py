@@ -1,0 +1,1 @@
+"""What chapters share: claims and verdicts, saved numbers, the style of figures, runs in pairs."""

@@ -1,0 +1,1 @@
+"""Query and key weights of any model."""

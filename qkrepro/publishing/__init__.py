@@ -1,0 +1,1 @@
+"""Execute the notebooks, build and check the site."""

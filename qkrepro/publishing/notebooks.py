@@ -1,0 +1,136 @@
+"""Notebooks as files: read, write whole or not at all, the cells with a role, and outputs without a run's traces."""
+
+import ast
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from qkrepro.errors import NotebookError
+from qkrepro.evidence.numbers import plain_value
+
+COLAB = "colab"  # tag of the cell that `colab` writes; no output follows from it
+
+
+def read_notebook(path: Path) -> NotebookNode:
+    """A notebook in format 4; raises NotebookError when the file is not one."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises errors of several libraries
+        raise NotebookError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def write_notebook(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook whole or not at all."""
+    replace_file(path, (nbformat.writes(notebook).rstrip() + "\n").encode())
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The code cells that make the outputs, in order: all but the one for Colab."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and not _is_for_colab(cell)]
+
+
+def colab_cell(notebook: NotebookNode) -> NotebookNode | None:
+    """The cell for Colab as it was written, whoever ran it since; None where there is none."""
+    found = next(filter(_is_for_colab, notebook.cells), None)
+    return found and nbformat.from_dict({**found, "execution_count": None, "outputs": []})
+
+
+def with_colab_cell(notebook: NotebookNode, cell: NotebookNode | None) -> NotebookNode:
+    """The notebook with this cell before its first code cell, and no other one for Colab; None: with none."""
+    cells = [each for each in notebook.cells if not _is_for_colab(each)]
+    if cell is not None:
+        cells.insert(next((i for i, each in enumerate(cells) if each.cell_type == "code"), len(cells)), cell)
+    notebook.cells = cells
+    return notebook
+
+
+def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
+    """Names and values that the cell tagged `parameters` sets; raises NotebookError when they are not plain values."""
+    defaults = {}
+    for node in ast.parse(parameters_cell(notebook).source).body:
+        try:
+            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+                raise ValueError("not of the form name = value")
+            defaults[node.targets[0].id] = ast.literal_eval(node.value)
+        except ValueError as error:
+            raise NotebookError(f"parameters cell, line {node.lineno}: {error}; allowed: name = plain value") from error
+    return defaults
+
+
+def with_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> NotebookNode:
+    """The notebook with these values in its `parameters` cell, comments kept, so that its page shows what was run."""
+    cell = parameters_cell(notebook)
+    lines = cell.source.splitlines()
+    for node in reversed(ast.parse(cell.source).body):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in parameters:
+            value, new = node.value, parameters[node.targets[0].id]
+            if plain_value(ast.literal_eval(value)) == plain_value(new):
+                continue
+            first, last = value.lineno - 1, (value.end_lineno or value.lineno) - 1
+            head = lines[first].encode()[: value.col_offset].decode()
+            tail = lines[last].encode()[value.end_col_offset :].decode()
+            lines[first : last + 1] = [head + repr(new) + tail]
+    cell.source = "\n".join(lines)
+    return notebook
+
+
+def clean(notebook: NotebookNode, record: Mapping[str, Any]) -> NotebookNode:
+    """The notebook without timestamps, paths and versions, so that equal runs give equal bytes; with `record`."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
+            | {"pygments_lexer": "ipython3"},
+            "qkrepro": dict(record),
+        }
+    )
+    for cell in notebook.cells:
+        for key in ("papermill", "execution", "ExecuteTime"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags", ["kept"]):
+            cell.metadata.pop("tags")
+        if cell.cell_type == "code":
+            cell.outputs = joined_streams(cell.outputs)
+    return notebook
+
+
+def joined_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
+    """Outputs with neighbouring pieces of one stream joined: where a kernel cuts printed text is a matter of timing."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def outputs_digest(notebook: NotebookNode) -> str:
+    """Digest of all outputs, by which a run by hand is told from one by `qkrepro figures`."""
+    outputs = [[o.output_type, o.get("text"), o.get("data")] for c in notebook.cells for o in c.get("outputs", [])]
+    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def parameters_cell(notebook: NotebookNode) -> NotebookNode:
+    """The one code cell tagged `parameters`; raises NotebookError when there is none or more."""
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1 or cells[0].cell_type != "code":
+        raise NotebookError(f"{len(cells)} cells are tagged `parameters`; allowed: exactly one, a code cell")
+    return cells[0]
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put the content at the path in one step: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _is_for_colab(cell: NotebookNode) -> bool:
+    return COLAB in cell.metadata.get("tags", [])

@@ -1,0 +1,216 @@
+"""Build the site from the outputs at hand: strict, complete, and with everything a page needs inside it.
+
+The sources are copied to a folder under `_build/<profile>` and built there; the site takes its place (`_build/html`, or
+`_build/<profile>/html`) only when it is whole, so a failed build leaves the last good one.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qkrepro import __version__
+from qkrepro.errors import SiteError
+from qkrepro.evidence.numbers import COMMITTED_PROFILE, book_root
+from qkrepro.publishing.claims_pages import verdicts, write_pages
+from qkrepro.publishing.colab import outdated_colab_cells
+from qkrepro.publishing.execution import repetition_page
+from qkrepro.publishing.front_page import reading_path, write_front_page
+from qkrepro.publishing.interactive import write_interactive
+from qkrepro.publishing.notebooks import code_cells, read_notebook
+from qkrepro.publishing.provenance import write_provenance
+from qkrepro.publishing.revision import book_revision, last_change
+from qkrepro.publishing.site_check import site_problems
+
+MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
+
+
+def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Callable[[str], None] = print) -> Path:
+    """Build the site of a profile and return its folder.
+
+    draft: leave out pages of the table of contents that are not there yet, and only tell what is wrong.
+    Raises SiteError when Sphinx warns, a page or picture is missing, a link inside the site is broken, a page would
+    load something from another host, or the button for Colab would lead to a notebook that cannot run there.
+    """
+    root, start = book_root(), time.perf_counter()
+    if (outdated := outdated_colab_cells(root)) and not draft:
+        raise SiteError(
+            f"the cell for Colab does not fit _config.yml in {', '.join(outdated)}; run `qkrepro colab` first"
+        )
+    place = root / "_build" / profile
+    place.mkdir(parents=True, exist_ok=True)
+    target = root / "_build" / "html" if profile == COMMITTED_PROFILE else place / "html"
+    with tempfile.TemporaryDirectory(prefix="site-", dir=place) as scratch:  # its own: two builds do not meet
+        work = Path(scratch)
+        say("site: copying the sources")
+        pages = stage(root, work, profile, draft=draft)
+        problems = unusable_notebooks(work, pages)
+        if problems and not draft:
+            raise SiteError(f"{'; '.join(problems)}; run `qkrepro figures` first")
+        say(f"site: building {len(pages)} pages" + ("" if draft else ", warnings are errors"))
+        built = run_jupyter_book(work, place / "site.log", strict=not draft, say=say)
+        _name_the_source_of_the_changelog(built)
+        _give_the_entrance_an_icon(built)
+        problems += site_problems(built, pages)
+        if problems and not draft:
+            raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
+        for problem in problems:
+            say(f"site: {problem}")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(built, target)
+    say(f"site: {len(pages)} pages in {time.perf_counter() - start:.1f} s, {describe_size(target)}")
+    return target
+
+
+def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[str]:
+    """Copy what the site is made of to `work`; returns the pages of the table of contents, without suffixes.
+
+    Raises SiteError when a page is missing (draft: it is left out).
+    """
+    if profile == COMMITTED_PROFILE:
+        write_pages()
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "numbers", "profiles")
+    for folder in ("book", "notebooks"):
+        shutil.copytree(root / folder, work / folder, ignore=unwanted)
+    shutil.copy2(root / "CHANGELOG.md", work / "book" / "changelog.md")
+    if profile != COMMITTED_PROFILE:
+        for notebook in sorted((root / "_build" / profile / "notebooks").glob("*.ipynb")):
+            shutil.copy2(notebook, work / "notebooks")
+    mathjax = work / "local" / "mathjax" / "tex-svg.js"
+    mathjax.parent.mkdir(parents=True)
+    shutil.copy2(str(distribution("sphinx-mathjax-offline").locate_file(MATHJAX)), mathjax)
+    config = configuration(root, profile)
+    if not (work / "book" / "references.bib").is_file():
+        config.pop("bibtex_bibfiles")
+    (work / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    missing = [page for page in _pages(toc) if not _source(work, page)]
+    if missing and not draft:
+        raise SiteError(f"_toc.yml names {', '.join(missing)}; allowed: pages that are there (or use --draft)")
+    _drop(toc, missing)
+    (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
+    write_interactive(work)
+    write_provenance(root, work, profile)
+    (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
+    write_front_page(root, work, verdicts())
+    (work / "book" / "generated" / "path.md").write_text(reading_path(work), encoding="utf-8")
+    return [page for page in _pages(toc) if page not in missing]
+
+
+def unusable_notebooks(work: Path, pages: Sequence[str]) -> list[str]:
+    """Notebooks among the pages with a code cell that was not executed, or that failed."""
+    found = []
+    for path in (source for page in pages if (source := _source(work, page)) and source.suffix == ".ipynb"):
+        cells = code_cells(read_notebook(path))
+        if not all(cell.execution_count for cell in cells):
+            found.append(f"{path.stem} has cells that were not executed")
+        if any(output.output_type == "error" for cell in cells for output in cell.outputs):
+            found.append(f"{path.stem} has a cell that failed")
+    return found
+
+
+def configuration(root: Path, profile: str) -> dict[str, Any]:
+    """`_config.yml` with the revision in the footer and, when the repository is public, the buttons that lead to it."""
+    config: dict[str, Any] = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    html = config["html"]
+    shown = "" if profile == COMMITTED_PROFILE else f" Rendered at profile <b>{profile}</b>: no verdict rests on it."
+    html["extra_footer"] = (
+        f"<p>Version {__version__}, revision {book_revision(root)}, last changed {last_change(root)}.{shown}</p>"
+    )
+    config["bibtex_bibfiles"] = ["book/references.bib"]
+    url = (config["repository"].get("url") or "").rstrip("/")
+    if not url:
+        config.pop("repository")
+        return config
+    config["repository"]["url"] = url
+    for button in ("use_issues_button", "use_repository_button", "use_edit_page_button"):
+        html[button] = True
+    config["launch_buttons"] = {
+        "notebook_interface": "jupyterlab",
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+        "thebe": True,
+    }
+    return config
+
+
+def run_jupyter_book(work: Path, log: Path, *, strict: bool, say: Callable[[str], None]) -> Path:
+    """Run `jupyter-book build` on `work`, keep what it said in `log`, and return the folder of the pages.
+
+    Raises SiteError with the warnings when it fails, or when it built nothing.
+    """
+    code = "from jupyter_book.cli.main import main; main()"
+    options = ["-W", "-n", "--keep-going"] if strict else []
+    command = [sys.executable, "-c", code, "build", *options, "--all", str(work)]
+    environment = os.environ | {"PYTHONPATH": str(book_root()), "PYTHONWARNINGS": "ignore"}
+    with log.open("w", encoding="utf-8") as stream:
+        outcome = subprocess.run(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=work, check=False
+        )
+    lines = log.read_text(encoding="utf-8").replace(str(work) + os.sep, "").splitlines()
+    noted = [line for line in lines if re.search(r"WARNING|ERROR|^[\w.]+Error: ", line)]
+    for line in noted:
+        say(f"site: {line}")
+    built = work / "_build" / "html"
+    if (outcome.returncode and strict) or not built.is_dir():
+        raise SiteError(f"the build failed with {len(noted)} warnings, listed above; the whole log is {log}")
+    return built
+
+
+def describe_size(site: Path) -> str:
+    """Size of the site and of its largest page, in words."""
+    files = [path for path in site.rglob("*") if path.is_file()]
+    total = sum(path.stat().st_size for path in files) / 1e6
+    page = max((path for path in files if path.suffix == ".html"), key=lambda path: path.stat().st_size)
+    return f"{total:.1f} MB, largest page {page.relative_to(site).as_posix()} {page.stat().st_size / 1e6:.2f} MB"
+
+
+def _name_the_source_of_the_changelog(built: Path) -> None:
+    """The changelog lies at the top of the repository, not beside the other pages: its edit link says so."""
+    page = built / "book" / "changelog.html"
+    if page.is_file():
+        text = page.read_text(encoding="utf-8")
+        page.write_text(
+            re.sub(r"(/(?:edit|blob)/[^/\"]+)/book/changelog\.md", r"\1/CHANGELOG.md", text), encoding="utf-8"
+        )
+
+
+def _give_the_entrance_an_icon(built: Path) -> None:
+    """`index.html` leads to the front page; without an icon of its own a browser asks for one that is not there."""
+    entrance = built / "index.html"
+    text = entrance.read_text(encoding="utf-8") if entrance.is_file() else ""
+    if "http-equiv" in text and 'rel="icon"' not in text:
+        entrance.write_text(f'<link rel="icon" href="_static/favicon.svg"/>\n{text}', encoding="utf-8")
+
+
+def _pages(toc: dict[str, Any]) -> Iterator[str]:
+    for key, value in toc.items():
+        if key in ("root", "file"):
+            yield value
+        elif isinstance(value, list):
+            for each in value:
+                yield from _pages(each)
+
+
+def _drop(toc: dict[str, Any], missing: list[str]) -> None:
+    for value in toc.values():
+        if isinstance(value, list):
+            value[:] = [each for each in value if each.get("file") not in missing]
+            for each in value:
+                _drop(each, missing)
+            value[:] = [each for each in value if each.get("chapters", True)]
+
+
+def _source(work: Path, page: str) -> Path | None:
+    return next(
+        (work / f"{page}{suffix}" for suffix in (".md", ".ipynb") if (work / f"{page}{suffix}").is_file()), None
+    )

@@ -1,0 +1,201 @@
+"""How far the entropy of softmax attention can fall: lower bounds from norms, and its deficit at high temperature.
+
+Entropies are in nats. Source: book, "Entropy and rank" (with proofs); Zhai et al. 2023 (arXiv 2303.06296), which has
+the first of the bounds.
+
+Closed forms for the true softmax when all eigenvalues are equal: on raw walks and on normalised ones.
+
+κ = ξ/λ is the trace of M over the temperature. The expansion at high temperature, for every M, is
+`entropy.high_temperature_deficit`. Source: book, "Theory: entropy and rank" (ours).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite, check_integer, check_number
+from qkrepro.theory.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
+from qkrepro.theory.spectrum import SpectrumMoments
+
+BoundKind = Literal["zhai", "centred", "logits"]
+BOUND_KINDS: tuple[BoundKind, ...] = ("zhai", "centred", "logits")
+SMALL = 1e-2  # |κ| below which the series of log Z − κ (log Z)′ is used; its next term is of order κ³/135
+
+
+def entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Tensor:
+    """Least entropy of a softmax over T keys whose centred logits over λ have Euclidean norm at most σ̄.
+
+    log(1 + (T − 1)β) + σ̄ √(T(T − 1)) β / (1 + (T − 1)β) with β = exp(−σ̄ √(T/(T − 1))): attained by one logit up and
+    the others equal, log T at σ̄ = 0, decreasing to 0. The published form has σ̄ = ‖W‖₂ ‖XXᵀ‖₂ / λ.
+    spectral_norm_logits: σ̄ >= 0, any shape. length: T >= 1, an integer or integers that broadcast (T = 1 gives 0).
+    Returns float64 nats; 0 where the value underflows (`log_entropy_lower_bound` does not).
+    Raises ArgumentError for a negative or non-finite σ̄ and for T < 1.
+    Source: arXiv 2303.06296; book, "Entropy collapse", has a proof.
+    """
+    return log_entropy_lower_bound(spectral_norm_logits, length).exp()
+
+
+def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Tensor:
+    """Natural logarithm of `entropy_lower_bound`, finite for every σ̄ when T >= 2, −inf for T = 1; same arguments."""
+    sigma, size = _checked_bound(spectral_norm_logits, length)
+    others = (size - 1).clamp(min=1)  # T = 1 is put right at the end
+    gap = sigma * (size.clamp(min=2) / others).sqrt()  # by how much the extremal logit exceeds the others
+    rest = others.log() - gap  # log of (T − 1)β, the weight of the others beside the 1 of the largest
+    # bound = log1p(u) + gap · u/(1 + u) with u = e^rest; divided by u it never underflows
+    u = rest.exp()
+    ratio = torch.where(rest < -30, torch.ones_like(u), torch.log1p(u) / u.clamp(min=1e-300)) + gap / (1 + u)
+    return torch.where(size > 1, rest + ratio.log(), torch.full_like(rest, -torch.inf))
+
+
+def causal_logit_norms(tokens: Tensor, w: Tensor, *, kind: BoundKind = "zhai") -> Tensor:
+    """σ̄ λ of every causal row, from what row t sees: T = t and its t visible tokens X (x_t the query, x̄ their mean).
+
+    kind, from the published bound to the sharpest of this family, each at most the one before:
+    "zhai" ‖W‖₂ ‖XXᵀ‖₂; "centred" ‖W‖₂ ‖X − 1x̄ᵀ‖₂ ‖x_t‖; "logits" ‖ω − ω̄‖₂ itself.
+    tokens: (..., T, d). w: (d, d) or (..., d, d). Returns float64, (..., T).
+    Raises ArgumentError for another kind or non-finite values, ShapeError when d differs.
+    """
+    check_choice("kind", kind, BOUND_KINDS)
+    logits = attention_logits(tokens, w)  # checks shapes and finiteness
+    x, matrix_norm = tokens.double(), torch.linalg.matrix_norm(w.double(), 2)  # (..., T, d), (...)
+    rows = []
+    for t in range(1, x.shape[-2] + 1):
+        visible = x[..., :t, :]
+        centred = visible - visible.mean(-2, keepdim=True)
+        if kind == "zhai":
+            rows.append(matrix_norm * torch.linalg.matrix_norm(visible, 2).square())
+        elif kind == "centred":
+            rows.append(matrix_norm * torch.linalg.matrix_norm(centred, 2) * x[..., t - 1, :].norm(dim=-1))
+        else:
+            row = logits[..., t - 1, :t]
+            rows.append((row - row.mean(-1, keepdim=True)).norm(dim=-1))
+    return torch.stack(rows, dim=-1)
+
+
+def causal_entropy_bounds(
+    tokens: Tensor, w: Tensor, temperature: float = 1.0, *, kind: BoundKind = "zhai", log: bool = False
+) -> Tensor:
+    """Lower bound on the entropy of every causal row, with σ̄ of `causal_logit_norms`, whose arguments it takes.
+
+    temperature: λ > 0. Returns float64 nats, (..., T), the first of each row 0; with log=True the logarithm of it
+    (−inf first). Raises as `causal_logit_norms` does, and ArgumentError for λ <= 0.
+    """
+    check_number("temperature", temperature, above=0)
+    norms = causal_logit_norms(tokens, w, kind=kind)
+    bound = log_entropy_lower_bound(norms / temperature, torch.arange(1, norms.shape[-1] + 1))
+    return bound if log else bound.exp()
+
+
+def entropy_and_bounds(tokens: Tensor, w: Tensor, temperatures: Sequence[float]) -> pd.DataFrame:
+    """Measured causal entropy beside its lower bounds: means over the last half of the queries, in nats.
+
+    tokens: (T, d). w: (d, d). temperatures: λ > 0, each.
+    Returns one row a temperature: temperature, entropy, one column a kind of `causal_logit_norms`, log10_zhai (the
+    common logarithm of the bound, which may be far below what a float holds), and violated (rows where a bound exceeds
+    the entropy by more than rounding). Raises as `causal_entropy_bounds` does.
+    """
+    length = tokens.shape[-2]
+    late = torch.arange(length // 2, length)
+    norms = {kind: causal_logit_norms(tokens, w, kind=kind)[late] for kind in BOUND_KINDS}
+    logits, mask = attention_logits(tokens, w), causal_mask(length)
+    rows = []
+    for temperature in temperatures:
+        measured = attention_entropy(softmax_attention(logits, temperature, mask=mask))[late]
+        logs = {kind: log_entropy_lower_bound(norms[kind] / temperature, late + 1) for kind in BOUND_KINDS}
+        violated = [int((log.exp() > measured * (1 + 1e-6) + 1e-12).sum()) for log in logs.values()]
+        row = {"temperature": temperature, "entropy": float(measured.mean()), "violated": sum(violated)}
+        row |= {kind: float(log.exp().mean()) for kind, log in logs.items()}
+        log_mean = float(torch.logsumexp(logs["zhai"], 0)) - math.log(len(late))
+        rows.append(row | {"log10_zhai": log_mean / math.log(10)})
+    return pd.DataFrame(rows)
+
+
+def high_temperature_deficit(moments: SpectrumMoments, length: int, temperature: Tensor | float) -> Tensor:
+    """Leading order of E[log T − H] for the last query of a raw random walk, as λ → ∞; nats.
+
+    (T² − 1)/(24 λ²) · (ξ² + 2‖M‖_F² + tr M²): at a given trace it is least exactly for equal eigenvalues.
+    moments: of M, W in whitened tokens (W itself for increments of unit covariance). temperature: λ > 0, any shape.
+    Returns float64, of the broadcast shape. Source: book, "Entropy and rank", high temperature (ours).
+    """
+    check_integer("length", length, at_least=2)
+    scale = torch.as_tensor(temperature, dtype=torch.float64)
+    check_number("temperature", float(scale.min()), above=0)
+    logits_sq = moments.trace.square() + 2 * moments.frobenius_sq + moments.trace_sq
+    deficit: Tensor = (length**2 - 1) / (24 * scale.square()) * logits_sq
+    return deficit
+
+
+def extremal_logits(sigma: float, length: int) -> Tensor:
+    """The centred logits of Euclidean norm σ̄ with the least entropy: one up, the others equal; float64, (length,)."""
+    check_number("sigma", sigma, at_least=0)
+    _, size = _checked_bound(sigma, length)
+    logits = torch.full((length,), -1.0 / length, dtype=torch.float64)
+    logits[0] += 1
+    return logits * sigma * math.sqrt(float(size) / (float(size) - 1)) if length > 1 else torch.zeros(1).double()
+
+
+def _checked_bound(sigma: Tensor | float, length: Tensor | int) -> tuple[Tensor, Tensor]:
+    norm, size = torch.as_tensor(sigma, dtype=torch.float64), torch.as_tensor(length)
+    check_finite("spectral_norm_logits", norm)
+    if bool((norm < 0).any()):
+        raise ArgumentError(f"spectral_norm_logits is {float(norm.min()):g}; allowed: numbers >= 0")
+    if size.dtype.is_floating_point or size.dtype == torch.bool or bool((size < 1).any()):
+        raise ArgumentError(f"length is {length!r}; allowed: integers >= 1")
+    try:
+        shape = np.broadcast_shapes(norm.shape, size.shape)
+    except ValueError:
+        raise ShapeError(
+            f"spectral_norm_logits has shape {tuple(norm.shape)} and length {tuple(size.shape)}; they must broadcast"
+        ) from None
+    return norm.broadcast_to(shape), size.to(norm.device, torch.float64).broadcast_to(shape)
+
+
+def geometric_attention(kappa: float, length: int) -> Tensor:
+    """Attention of the last token of a raw walk when T ≪ d: geometric with ratio e^{−κ} from the last token back.
+
+    kappa: any finite number; length: T >= 2 tokens. Returns float64, (T,), positions 1 … T.
+    Raises ArgumentError for another κ or T. Source: book, "Theory: entropy and rank", geometric attention.
+    """
+    check_integer("length", length, at_least=2)
+    steps = torch.arange(1 - length, 1, dtype=torch.float64)  # (T,), −j for the j-th token from the end
+    weights: Tensor = torch.softmax(_finite("kappa", kappa) * steps, dim=-1)
+    return weights
+
+
+def geometric_entropy(kappa: Any, length: int) -> Tensor:
+    """Entropy in nats of `geometric_attention`, in closed form: log Z + κ E[j] of the truncated geometric law.
+
+    kappa: > 0, any shape. Returns float64, shaped like kappa. As T → ∞ it stays bounded while log T grows.
+    """
+    check_integer("length", length, at_least=2)
+    kappa = _finite("kappa", kappa)
+    short, whole = -torch.expm1(-kappa), -torch.expm1(-kappa * length)  # 1 − e^{−κ}, 1 − e^{−κT}
+    mean = (-kappa).exp() / short - length * (-kappa * length).exp() / whole  # E[j], j = 0 at the last token
+    entropy: Tensor = (whole / short).log() + kappa * mean
+    return entropy
+
+
+def normalised_walk_deficit(kappa: Any) -> Tensor:
+    """log T − H of the last token's attention on a walk normalised by LayerNorm, d → ∞ first and T → ∞ after.
+
+    H − log T → log Z − κ (log Z)′ with Z = ∫_0^1 e^{κ√θ} dθ = 2((κ − 1)e^κ + 1)/κ². kappa: any finite number or
+    tensor, of either sign. Returns float64 nats, shaped like kappa. It does not grow with the length.
+    """
+    kappa = _finite("kappa", kappa)
+    safe = torch.where(kappa.abs() < SMALL, torch.ones_like(kappa), kappa)
+    tilted = (safe - 1) * safe.exp() + 1  # κ² Z/2, and κ e^κ is its derivative
+    log_z = (2 * tilted / safe.square()).log()
+    slope = safe * safe.exp() / tilted - 2 / safe  # (log Z)′
+    series = kappa.square() / 36 - kappa.pow(3) / 405  # Var √θ = 1/18, third cumulant of √θ is −1/135
+    return torch.where(kappa.abs() < SMALL, series, safe * slope - log_z)
+
+
+def _finite(name: str, value: Any) -> Tensor:
+    values = torch.as_tensor(value, dtype=torch.float64)
+    check_finite(name, values)
+    return values

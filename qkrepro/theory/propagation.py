@@ -1,0 +1,251 @@
+"""Signal propagation: the probability ρ_θ that the token at location θ is not saturated by the linearised softmax.
+
+The walk x_t = ε_1 + … + ε_t has increments ε ~ N(0, Σ), the query is the last token, and M = LᵀWL with LLᵀ = Σ. The
+centred logit of token i is γ UᵀMU + √c ZᵀMU with U, Z standard normal, γ = i − (T + 1)/2, c = (T² − 1)/12, and
+ρ_i = P(−λ < logit < λ(T − 1)). Source: book, "Theory: signal propagation" (reported of arXiv 2402.02098; derived).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Generator, Tensor
+
+from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite, check_integer, check_number
+from qkrepro.theory.exact_law import interval_probability
+from qkrepro.theory.gaussian_profile import gaussian_profile, limit_law, profile_localization
+from qkrepro.theory.spectrum import check_square, covariance_root, matrix_moments
+
+METHODS = ("limit", "exact", "monte-carlo")
+
+
+class PropagationEstimate(NamedTuple):
+    """A Monte Carlo profile: rho and its 95% Wilson interval [low, high], each float64, shaped like theta."""
+
+    rho: Tensor
+    low: Tensor
+    high: Tensor
+
+
+@dataclass(frozen=True)
+class Localization:
+    """How localized a profile is, float64, (...)."""
+
+    index: Tensor  # 1 − exp(H(p))/span, 0 for a flat profile
+    centre: Tensor  # ∫ θ p dθ
+    level: Tensor  # ∫ ρ dθ / span, the mean of ρ
+
+
+def signal_propagation_limit(
+    theta: Any,
+    trace: Any,
+    trace_sq: Any,
+    frobenius_sq: Any = None,
+    temperature: float = 1.0,
+    length: int | None = None,
+) -> Tensor:
+    """ρ_θ when the logit is Gaussian, from the moments tr M, tr M² and ‖M‖_F² alone.
+
+    theta: (n,) or any shape, in (0, 1]. trace, trace_sq, frobenius_sq: numbers or tensors of one shape (...);
+    frobenius_sq=None says that M is symmetric, ‖M‖_F² = tr M². length=None takes T → ∞ (thresholds 0 and λ in units
+    of T); a length in tokens takes the moments and the thresholds −λ and λ(T − 1) of that T. M = 0 gives 1.
+    Returns float64, (..., *theta.shape). Raises ArgumentError for θ outside (0, 1], temperature <= 0, length < 2,
+    |tr M²| > ‖M‖_F².
+    Source: book, "Theory: signal propagation". Good when no singular value of M dominates.
+    """
+    theta = _check_theta(theta)
+    check_number("temperature", temperature, above=0)
+    xi, eta, frob = _check_moments(trace, trace_sq, frobenius_sq, theta.ndim)
+    if length is None:
+        gamma, spread_sq, lower, upper = limit_law(theta, float(temperature))
+    else:
+        gamma, spread_sq, lower, upper = finite_length_law(theta, length, temperature)
+    rho: Tensor = gaussian_profile(gamma, spread_sq, lower, upper, xi, eta, frob)  # (..., *theta.shape)
+    return rho
+
+
+def finite_length_law(theta: Any, length: int, temperature: float) -> tuple[Tensor, float, float, float]:
+    """γ of each location, c = (T² − 1)/12 and the thresholds −λ, λ(T − 1) of a walk of `length` tokens.
+
+    θ stands for token i = clamp(⌊θT + ½⌋, 1, T), γ = i − (T + 1)/2 (float64, shaped like theta).
+    Source: book, "Theory: signal propagation", moments.
+    """
+    check_integer("length", length, at_least=2)
+    token = (_check_theta(theta) * length + 0.5).floor().clamp(1, length)
+    return token - (length + 1) / 2, (length**2 - 1) / 12, -float(temperature), float(temperature) * (length - 1)
+
+
+def localization(theta: Any, rho: Any) -> Localization:
+    """Localization index, centre and level of profiles ρ on a grid of locations.
+
+    theta: (n,), n >= 2, strictly increasing, in (0, 1]. rho: (..., n), non-negative. Integrals by the trapezoid rule
+    on the grid; with p = ρ/∫ρ, H(p) = −∫ p log p and span = θ_n − θ_1, the index is 1 − exp(H(p))/span: 0 for a flat
+    profile on any grid, 1 − width/span for an indicator. The level is ∫ρ/span, the mean of ρ; below 1e-12 the index
+    and the centre are NaN (the index ignores the level, so report both).
+    Source: book, "Theory: signal propagation", when attention localizes (ours).
+    """
+    theta, rho = _check_theta(theta), _float64(rho)
+    if theta.ndim != 1 or len(theta) < 2 or not bool((theta.diff() > 0).all()):
+        raise ShapeError(f"theta has shape {tuple(theta.shape)}; allowed: (n,), n >= 2, strictly increasing")
+    if rho.shape[-1:] != theta.shape:
+        raise ShapeError(f"rho has shape {tuple(rho.shape)} and theta {tuple(theta.shape)}; allowed: (..., n) and (n,)")
+    check_finite("rho", rho)
+    if bool((rho < 0).any()):
+        raise ArgumentError(f"rho has a minimum of {float(rho.min()):g}; allowed: values >= 0")
+    return Localization(*profile_localization(theta, rho))
+
+
+@overload
+def signal_propagation(
+    theta: Any,
+    w: Tensor,
+    *,
+    temperature: float = ...,
+    length: int | None = ...,
+    cov: Tensor | None = ...,
+    method: Literal["limit", "exact"] = ...,
+    samples: int = ...,
+    generator: Generator | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def signal_propagation(
+    theta: Any,
+    w: Tensor,
+    *,
+    temperature: float = ...,
+    length: int | None = ...,
+    cov: Tensor | None = ...,
+    method: Literal["monte-carlo"],
+    samples: int = ...,
+    generator: Generator | None = ...,
+) -> PropagationEstimate: ...
+
+
+@overload
+def signal_propagation(
+    theta: Any,
+    w: Tensor,
+    *,
+    temperature: float = ...,
+    length: int | None = ...,
+    cov: Tensor | None = ...,
+    method: str,
+    samples: int = ...,
+    generator: Generator | None = ...,
+) -> Tensor | PropagationEstimate: ...
+
+
+def signal_propagation(
+    theta: Any,
+    w: Tensor,
+    *,
+    temperature: float = 1.0,
+    length: int | None = None,
+    cov: Tensor | None = None,
+    method: str = "limit",
+    samples: int = 20_000,
+    generator: Generator | None = None,
+) -> Tensor | PropagationEstimate:
+    """ρ_θ of the query-key matrix `w` on a random walk, by one of three methods.
+
+    theta: any shape, in (0, 1]. w: (d, d), any floating dtype. temperature: λ > 0 divides the logits. length: tokens,
+    at least 2; None is T → ∞ ("limit" only). cov: (d, d), covariance of the walk's *increments*, None is the identity.
+    - "limit": the Gaussian form, at T → ∞ or with the moments of the given length;
+    - "exact": the law itself, absolute error below 1e-12, for every d, length and w;
+    - "monte-carlo": `samples` draws of (X, Y), 2d numbers each, the same draws at every location (their errors are
+      correlated along the profile); `generator` None is a fresh one of seed 0.
+    Returns ρ in float64 shaped like theta, for "monte-carlo" a `PropagationEstimate` with 95% Wilson intervals.
+    Raises ShapeError for shapes that do not match, ArgumentError for θ outside (0, 1], temperature <= 0, length < 2 or
+    missing, non-finite w, a cov that is not positive semi-definite, an unknown method.
+    Source: book, "Theory: signal propagation", "Signal propagation".
+    """
+    theta = _check_theta(theta)
+    check_number("temperature", temperature, above=0)
+    check_choice("method", method, METHODS)
+    m = whiten(w, cov)  # (d, d)
+    if method == "limit":
+        moments = matrix_moments(m)
+        return signal_propagation_limit(
+            theta, moments.trace, moments.trace_sq, moments.frobenius_sq, temperature, length
+        )
+    if length is None:
+        raise ArgumentError(f"length is None with method {method!r}; allowed: an integer >= 2 (None with 'limit' only)")
+    gamma, det, lower, upper = finite_length_law(theta, length, temperature)
+    if method == "exact":
+        return interval_probability(m, gamma, math.sqrt(det), lower, upper)
+    check_integer("samples", samples, at_least=1)
+    generator = Generator().manual_seed(0) if generator is None else generator
+    hits = _count_hits(m, gamma.flatten(), math.sqrt(det), (lower, upper), samples, generator)  # (n,)
+    return PropagationEstimate(*(part.reshape(theta.shape) for part in wilson_interval(hits, samples)))
+
+
+def wilson_interval(hits: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Share of successes and the ends of its 95% Wilson score interval, float64, each shaped like `hits`."""
+    z_sq = float(torch.special.ndtri(torch.tensor(0.975, dtype=torch.float64))) ** 2
+    share = hits.double() / samples
+    centre = (share + z_sq / (2 * samples)) / (1 + z_sq / samples)
+    half = (z_sq * (share * (1 - share) / samples + z_sq / (4 * samples**2))).sqrt() / (1 + z_sq / samples)
+    return share, (centre - half).clamp(min=0), (centre + half).clamp(max=1)
+
+
+def _count_hits(
+    m: Tensor, gamma: Tensor, root: float, limits: tuple[float, float], samples: int, generator: Generator
+) -> Tensor:
+    """Of `samples` draws of (X, Y) how many leave token i unsaturated; (n,), every location on the same draws.
+
+    Y = √T U and X = (γ/T)Y + √(c/T)Z, so XᵀMY = γ UᵀMU + √c ZᵀMU.
+    """
+    hits = torch.zeros(len(gamma), dtype=torch.float64)
+    chunk = max(1, min(2**22 // len(m), 2**23 // len(gamma)))  # rows at once, bounds the memory
+    for first in range(0, samples, chunk):
+        rows = min(chunk, samples - first)
+        u, z = torch.randn(2, rows, len(m), generator=generator, dtype=torch.float64)  # (rows, d) each
+        mapped = u @ m.mT  # (rows, d), MU
+        logit = gamma[:, None] * (u * mapped).sum(-1) + root * (z * mapped).sum(-1)  # (n, rows)
+        hits += ((logit > limits[0]) & (logit < limits[1])).sum(-1)
+    return hits
+
+
+def whiten(w: Tensor, cov: Tensor | None = None) -> Tensor:
+    """M = Σ^{1/2} W Σ^{1/2}, the query-key matrix in whitened variables; float64, (d, d).
+
+    w: (d, d). cov: (d, d), covariance Σ of the walk's increments; None is the identity. Raises ShapeError for shapes
+    that do not match, ArgumentError for a non-finite w or a cov that is not positive semi-definite.
+    """
+    if w.ndim != 2:
+        raise ShapeError(f"w has shape {tuple(w.shape)}; allowed: (d, d)")
+    check_square("w", w)
+    if cov is None:
+        return w.double()
+    root = covariance_root(cov, len(w))
+    return root @ w.double() @ root
+
+
+def _float64(values: Any) -> Tensor:
+    """A float64 tensor; an array is copied, as pandas hands out read-only ones that PyTorch warns about."""
+    return values.double() if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+
+
+def _check_theta(theta: Any) -> Tensor:
+    values = _float64(theta)
+    outside = ~((values > 0) & (values <= 1))
+    if values.numel() == 0 or bool(outside.any()):
+        found = f"{float(values[outside].flatten()[0]):g}" if values.numel() else "nothing"
+        raise ArgumentError(f"theta holds {found}; allowed: locations in (0, 1]")
+    return values
+
+
+def _check_moments(trace: Any, trace_sq: Any, frobenius_sq: Any, ndim: int) -> tuple[Tensor, Tensor, Tensor]:
+    xi, eta = torch.as_tensor(trace, dtype=torch.float64), torch.as_tensor(trace_sq, dtype=torch.float64)
+    frob = eta if frobenius_sq is None else torch.as_tensor(frobenius_sq, dtype=torch.float64)
+    for name, value in (("trace", xi), ("trace_sq", eta), ("frobenius_sq", frob)):
+        check_finite(name, value)
+    if bool((eta.abs() > frob * (1 + 1e-9)).any()):
+        raise ArgumentError(
+            "trace_sq exceeds frobenius_sq in size; allowed: |tr M²| <= ‖M‖_F² (for symmetric M tr M² >= 0)"
+        )
+    tail = (..., *(None,) * ndim)
+    return xi[tail], eta[tail], frob[tail]

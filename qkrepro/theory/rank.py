@@ -1,0 +1,86 @@
+"""How alike the tokens of a sequence are: residual to equal tokens, mean cosine similarity, stable rank.
+
+Tokens are (..., T, d), one row a token, of any floating dtype; measures are float64 with the leading shape.
+Source: book, "Rank collapse"; Dong, Cordonnier, Loukas 2021 (arXiv 2103.03404); Noci et al. 2022 (arXiv 2206.03126).
+"""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite
+
+ResidualNorm = Literal["frobenius", "l1-linf"]
+Array = npt.NDArray[np.float64]
+
+
+def rank_residual(x: Tensor, norm: ResidualNorm = "frobenius") -> Tensor:
+    """Relative distance of the tokens from being all equal, ‖x − 1x̄ᵀ‖ / ‖x‖ with x̄ the mean token.
+
+    "frobenius": the mean token is the exact minimiser over all tokens; the value lies between 0 (equal tokens) and 1.
+    "l1-linf": √(‖·‖₁ ‖·‖_∞), largest absolute column sum times largest absolute row sum (no norm: it violates the
+    triangle inequality). The mean token is not its minimiser: the value is at least the minimum of Dong et al. and at
+    most twice it, and can exceed 1; `smallest_l1_linf_residual` computes the minimum itself.
+    x: (..., T, d). Returns float64, (...).
+    Raises ShapeError for fewer than two dimensions, ArgumentError for non-finite values, all-zero tokens, another norm.
+    Source: arXiv 2103.03404; the factor of two is derived in the book, "Rank collapse".
+    """
+    check_choice("norm", norm, ("frobenius", "l1-linf"))
+    tokens = checked_tokens(x)
+    measure = l1_linf_norm if norm == "l1-linf" else torch.linalg.matrix_norm
+    size = measure(tokens)
+    if bool((size == 0).any()):
+        raise ArgumentError("x holds a sequence of zero tokens only; allowed: at least one token that is not zero")
+    residual: Tensor = measure(tokens - tokens.mean(-2, keepdim=True)) / size
+    return residual
+
+
+def l1_linf_norm(x: Tensor) -> Tensor:
+    """√(largest absolute column sum × largest absolute row sum) of matrices (..., T, d); float64, (...)."""
+    size = checked_tokens(x).abs()
+    value: Tensor = (size.sum(-2).amax(-1) * size.sum(-1).amax(-1)).sqrt()
+    return value
+
+
+def mean_cosine_similarity(x: Tensor) -> Tensor:
+    """Mean cosine of the angle between two different tokens, 1 when all point the same way, ≈ 0 for independent ones.
+
+    x: (..., T, d) with T >= 2. Returns float64, (...), between −1/(T − 1) and 1.
+    Raises ShapeError for T < 2, ArgumentError for non-finite values or a token that is zero (it has no direction).
+    Source: Noci et al. 2022 (arXiv 2206.03126).
+    """
+    tokens = checked_tokens(x)
+    length = tokens.shape[-2]
+    if length < 2:
+        raise ShapeError(f"x has shape {tuple(x.shape)}; allowed: (..., T, d) with T >= 2 tokens")
+    norms = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)  # (..., T, 1)
+    if bool((norms == 0).any()):
+        raise ArgumentError(f"x holds {int((norms == 0).sum())} zero tokens; allowed: none, as they have no direction")
+    total = (tokens / norms).sum(-2).square().sum(-1)  # ‖Σ x̂_t‖² = T + the sum over pairs
+    mean: Tensor = (total - length) / (length * (length - 1))
+    return mean
+
+
+def stable_rank(x: Tensor) -> Tensor:
+    """‖x‖_F² / ‖x‖₂², between 1 (rank one) and min(T, d).
+
+    x: (..., T, d). Returns float64, (...). Raises as `rank_residual` does.
+    """
+    tokens = checked_tokens(x)
+    gram = tokens @ tokens.mT if tokens.shape[-2] <= tokens.shape[-1] else tokens.mT @ tokens  # the smaller one
+    largest = torch.linalg.eigvalsh(gram)[..., -1]
+    if bool((largest <= 0).any()):
+        raise ArgumentError("x holds a sequence of zero tokens only; allowed: at least one token that is not zero")
+    rank: Tensor = tokens.square().sum((-2, -1)) / largest
+    return rank
+
+
+def checked_tokens(x: Tensor) -> Tensor:
+    """Tokens (..., T, d) in float64; ShapeError or ArgumentError unless they are tokens, all finite."""
+    if x.ndim < 2 or 0 in x.shape[-2:]:
+        raise ShapeError(f"x has shape {tuple(x.shape)}; allowed: (..., T, d), neither of them 0")
+    check_finite("x", x)
+    return x.double()

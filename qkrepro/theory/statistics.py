@@ -1,0 +1,128 @@
+"""Intervals, means over seeds, distances of profiles: thin calls of SciPy with this book's conventions."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from qkrepro.errors import ArgumentError, ShapeError, check_integer
+
+NO_INTERVAL = float("nan")
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its interval, all in the unit of the data."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Mean of independent values, (n,), with its Student t interval; of paired differences: the paired t interval.
+
+    Equal values give an interval of width zero. Raises ArgumentError below two values or when one is not finite.
+    Source: textbook; used wherever the book compares seeds.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or len(data) < 2 or not np.isfinite(data).all():
+        raise ArgumentError(f"values is {data!r}; allowed: at least two finite numbers")
+    mean, error = float(data.mean()), float(stats.sem(data))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(data) - 1)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def spearman_interval(
+    x: ArrayLike, y: ArrayLike, *, seed: int, resamples: int = 2000, confidence: float = 0.95
+) -> Interval:
+    """Spearman rank correlation of paired values, (n,) and (n,), with a seeded percentile-bootstrap interval.
+
+    Raises ArgumentError when lengths differ or fewer than five pairs are given.
+    Source: textbook; used for the heads of real models.
+    """
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1 or len(first) < 5:
+        raise ArgumentError(f"x and y have shapes {first.shape} and {second.shape}; allowed: two equal (n,), n >= 5")
+    draws = np.random.default_rng(seed).integers(0, len(first), size=(resamples, len(first)))
+    ranks = [stats.rankdata(data[draws], axis=1) - (len(first) + 1) / 2 for data in (first, second)]
+    with np.errstate(invalid="ignore"):  # a resample of one repeated value has no correlation
+        values = (ranks[0] * ranks[1]).sum(1) / np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
+    low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(stats.spearmanr(first, second).statistic), float(low), float(high))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """`t_interval`, and below two values their mean alone: the ends of the interval are NaN."""
+    if len(values) < 2:
+        return Interval(float(np.mean(values)) if len(values) else NO_INTERVAL, NO_INTERVAL, NO_INTERVAL)
+    return t_interval(values)
+
+
+def difference_means(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean of `difference` over seeds with its paired 95% t interval: columns `by`, estimate, low, high, seeds."""
+    rows = []
+    for keys, group in differences.groupby(list(by), sort=False):
+        mean = mean_interval(group["difference"].tolist())
+        found = {"estimate": mean.estimate, "low": mean.low, "high": mean.high, "seeds": len(group)}
+        rows.append(dict(zip(by, keys, strict=True)) | found)
+    return pd.DataFrame(rows, columns=[*by, "estimate", "low", "high", "seeds"])
+
+
+def correlations(
+    table: pd.DataFrame, target: str, quantities: Sequence[str], *, seed: int, resamples: int = 1000
+) -> pd.DataFrame:
+    """Spearman correlation of each quantity with the target over heads, with its bootstrap interval.
+
+    Returns columns quantity, correlation, low, high. The interval resamples heads; heads of one model share a training
+    and a text, so it says nothing of other models.
+    """
+    found = [spearman_interval(table[name], table[target], seed=seed, resamples=resamples) for name in quantities]
+    rows = [{"quantity": name, **interval._asdict()} for name, interval in zip(quantities, found, strict=True)]
+    return pd.DataFrame(rows).rename(columns={"estimate": "correlation"})
+
+
+def total_variation(first: ArrayLike, second: ArrayLike) -> float:
+    """½ Σ |p − q| between two profiles, (n,) each, non-negative, divided by their sums: 0 equal, 1 disjoint.
+
+    Raises ShapeError when they differ in shape, ArgumentError for a negative value or a sum of 0.
+    """
+    profiles = [np.asarray(values, dtype=np.float64) for values in (first, second)]
+    if profiles[0].shape != profiles[1].shape or profiles[0].ndim != 1:
+        raise ShapeError(f"profiles have shapes {profiles[0].shape} and {profiles[1].shape}; allowed: two equal (n,)")
+    for profile in profiles:
+        if not (profile >= 0).all() or not profile.sum() > 0:
+            raise ArgumentError(f"profile has sum {profile.sum():g}; allowed: values >= 0, not all of them 0")
+    return float(np.abs(profiles[0] / profiles[0].sum() - profiles[1] / profiles[1].sum()).sum() / 2)
+
+
+def bin_middles(location: pd.Series, bins: int) -> NDArray[Any]:
+    """Middle of the bin in which each location lies, `bins` equal ones of (0, 1]. Raises ArgumentError for bins < 1."""
+    check_integer("bins", bins, at_least=1)
+    place = np.minimum((location.to_numpy(float) * bins - 1e-9).astype(int), bins - 1)
+    middles: NDArray[Any] = (place + 0.5) / bins
+    return middles
+
+
+def over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean over the rows of each group with its 95% t interval (NaN for one row): `by`, estimate, low, high."""
+    rows = [
+        dict(zip(by, keys, strict=True)) | mean_interval(values.tolist())._asdict()
+        for keys, values in table.groupby(list(by), sort=False)[value]
+    ]
+    return pd.DataFrame(rows, columns=[*by, "estimate", "low", "high"])
+
+
+def intervals(table: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
+    """Mean over the rows of each group with its 95% t interval: columns of `by`, then estimate, low, high."""
+    groups = table.groupby(list(by), sort=False)[column]
+    rows = [dict(zip(by, keys, strict=True)) | t_interval(values)._asdict() for keys, values in groups]
+    return pd.DataFrame(rows)
+
+
+def quartiles(table: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
+    """Median and quartiles over the rows of each group: columns of `by`, then low, median, high."""
+    groups = table.groupby(list(by))[column].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+    return groups.set_axis(["low", "median", "high"], axis=1).reset_index()

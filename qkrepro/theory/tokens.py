@@ -1,0 +1,70 @@
+"""Synthetic token sequences: the random walk that the theory assumes, and two laws that show what it assumes.
+
+Every sequence is float64, (*batch, length, dim), on the generator's device; rows are positions 1 … T.
+Source: book, "The setting"; theory, random-walk tokens (reported of arXiv 2402.02098).
+"""
+
+import torch
+from torch import Generator, Tensor
+
+from qkrepro.errors import ArgumentError, check_integer, check_number
+from qkrepro.theory.spectrum import covariance_root
+
+
+def random_walk(
+    length: int, dim: int, *, cov: Tensor | None = None, batch: int | tuple[int, ...], generator: Generator
+) -> Tensor:
+    """Draw x_t = ε_1 + … + ε_t with independent increments ε_s ~ N(0, cov): norms grow like √t.
+
+    cov: (dim, dim), the covariance of the *increments*, not of the tokens; None is the identity.
+    Returns float64, (*batch, length, dim).
+    Raises ArgumentError for length < 2, dim < 1, an empty batch, a cov that is no covariance; ShapeError for its shape.
+    """
+    return independent_tokens(length, dim, cov=cov, batch=batch, generator=generator).cumsum(-2)
+
+
+def independent_tokens(
+    length: int, dim: int, *, cov: Tensor | None = None, batch: int | tuple[int, ...], generator: Generator
+) -> Tensor:
+    """Draw independent x_t ~ N(0, cov): no order, so no location can be special.
+
+    cov: (dim, dim), the covariance of the tokens; None is the identity. Returns float64, (*batch, length, dim).
+    Raises as `random_walk` does.
+    """
+    check_integer("length", length, at_least=2)
+    check_integer("dim", dim, at_least=1)
+    shape = (*_batch_shape(batch), length, dim)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return noise if cov is None else noise @ covariance_root(cov.to(noise.device), dim)  # the root is symmetric
+
+
+def ar1_tokens(
+    length: int,
+    dim: int,
+    *,
+    coefficient: float,
+    cov: Tensor | None = None,
+    batch: int | tuple[int, ...],
+    generator: Generator,
+) -> Tensor:
+    """Draw the stationary x_{t+1} = φ x_t + √(1 − φ²) ε_t: neighbours correlate like a walk's, norms do not grow.
+
+    coefficient: φ in (−1, 1); E x_t x_sᵀ = φ^|t−s| cov. φ = 0 is `independent_tokens`, draw for draw.
+    cov: (dim, dim), the covariance of every token; None is the identity. Returns float64, (*batch, length, dim).
+    Raises as `random_walk` does, and ArgumentError for φ outside (−1, 1).
+    """
+    check_number("coefficient", coefficient)
+    if abs(coefficient) >= 1:
+        raise ArgumentError(f"coefficient is {coefficient!r}; allowed: between -1 and 1, both excluded")
+    noise = independent_tokens(length, dim, cov=cov, batch=batch, generator=generator)  # (*batch, length, dim)
+    steps = [noise[..., 0, :]]  # the first token already has the stationary law
+    for t in range(1, length):
+        steps.append(coefficient * steps[-1] + (1 - coefficient**2) ** 0.5 * noise[..., t, :])
+    return torch.stack(steps, dim=-2)
+
+
+def _batch_shape(batch: int | tuple[int, ...]) -> tuple[int, ...]:
+    shape = (batch,) if isinstance(batch, int) else tuple(batch)
+    for size in shape:
+        check_integer("batch", size, at_least=1)
+    return shape

@@ -1,0 +1,336 @@
+"""Where the random walk breaks: the tokens of a model against a walk of the same increments, and what each predicts.
+
+Tokens x are (sequences, T, d), as the query and key projections of a head see them. A walk's increments are independent
+and have one covariance Σ, so the variance of its tokens grows with the location.
+Source: book, "Theory in trained models".
+
+The walk checks of a sweep's trained models as small tables, because records hold no weights: `qkrepro walk`.
+
+They lie in `walk/NAME` beside the sweep file. checks.csv: run, seed, kappa, moment ("start" or "best checkpoint"),
+quantity (one of CHECKS, or of LAWS for its total variation from the measured profile), tokens, walk (of drawn walks).
+profiles.csv: run, seed, kappa, law, location (middle of a bin), share; at the best checkpoint.
+Source: book, "Theory in trained models".
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import safetensors.torch
+import torch
+from torch import Generator, Tensor
+
+from qkrepro.errors import RunError, ShapeError, check_integer
+from qkrepro.files import write_atomically
+from qkrepro.models.transformer import LanguageModel, QKWeights
+from qkrepro.theory.attention import saturation
+from qkrepro.theory.rank import rank_residual
+from qkrepro.theory.statistics import bin_middles, total_variation
+from qkrepro.theory.tokens import random_walk
+from qkrepro.training.configuration import RunConfiguration
+from qkrepro.training.corpus import load_corpus
+from qkrepro.training.initial_weights import build_model
+from qkrepro.training.loop import run_folder, train
+from qkrepro.training.measurements import cut, measure
+from qkrepro.training.records import is_recorded
+from qkrepro.training.resume import BEST
+from qkrepro.training.sweep import read_sweep
+
+MEASURED = "measured"
+LAWS = ("prediction", "drawn walk", "normal", "shuffled")
+CHECKS = ("neighbours", "growth", "halves", "path", "residual")
+SEQUENCES, DRAWS, BINS, SEED = 64, 256, 16, 0
+START, BEST_MOMENT = "start", "best checkpoint"
+FILES = ("checks", "profiles")
+
+
+class Seen(NamedTuple):
+    """A model of one layer, and the validation sequences on which it is looked at."""
+
+    model: LanguageModel
+    tokens: Tensor  # (sequences, T), int64
+
+
+def seen_model(
+    configuration: RunConfiguration, folder: str | Path | None = None, data: str | Path | None = None
+) -> Seen:
+    """The model of a run at its best checkpoint, with about `measured_sequences` validation sequences.
+
+    folder: where `qkrepro train` worked (a committed record holds no weights); None gives the model at update 0.
+    data: where WikiText-2 lies. Raises RunError when the folder has no weights, CorpusError for the corpus.
+    """
+    corpus = load_corpus(configuration.corpus, data, configuration.vocabulary)
+    model = build_model(configuration, corpus.vocabulary)
+    if folder is not None:
+        weights = Path(folder) / BEST
+        if not weights.is_file():
+            raise RunError(f"{weights} is not there; allowed: the folder in which a run was trained")
+        model.load_state_dict(safetensors.torch.load_file(weights))
+    blocks = cut(corpus.valid, configuration.length, configuration.measured_sequences * configuration.length)
+    return Seen(model, blocks[0].inputs)
+
+
+@torch.no_grad()
+def head_tokens(seen: Seen) -> Tensor:
+    """What the first layer's query and key projections see: float64, (sequences, T, d_model)."""
+    return seen.model.eval().trace(seen.tokens)[0].inputs.double()  # without dropout
+
+
+def increment_covariance(x: Tensor) -> Tensor:
+    """Σ, the covariance (d, d) of x_{t+1} − x_t over all sequences and locations about their mean, float64."""
+    return torch.cov(_increments(x).flatten(0, 1).T)
+
+
+def walk_like(x: Tensor, generator: Generator, sequences: int | None = None) -> Tensor:
+    """Random walks of the length and the increments' covariance of x, as many as x or `sequences`: (n, T, d)."""
+    number = len(x) if sequences is None else sequences
+    return random_walk(x.shape[1], x.shape[2], cov=increment_covariance(x), batch=number, generator=generator)
+
+
+def increment_correlation(x: Tensor, lags: Sequence[int]) -> Tensor:
+    """Correlation E ε_tᵀε_{t+k} / tr Σ of the increments, about their mean, at each lag k: float64, (lags,).
+
+    0 at every lag for a walk; −½ at lag 1 and 0 beyond for independent tokens. Raises ArgumentError for a lag < 1.
+    """
+    steps = _increments(x)
+    steps = steps - steps.mean((0, 1))  # (sequences, T − 1, d)
+    for lag in lags:
+        check_integer("lags", lag, at_least=1)
+    products = [(steps[:, lag:] * steps[:, :-lag]).sum(-1).mean() for lag in lags]
+    return torch.stack(products) / steps.square().sum(-1).mean()
+
+
+def variance_growth(x: Tensor) -> Tensor:
+    """Variance of the token at each location, about the mean token of that location, over tr Σ: float64, (T,).
+
+    t for a walk; ½ everywhere for independent tokens. Raises ShapeError for fewer than two sequences.
+    """
+    if len(x) < 2:
+        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), sequences >= 2")
+    return x.double().var(0).sum(-1) / increment_covariance(x).trace()
+
+
+def covariance_change(x: Tensor) -> float:
+    """‖Σ₁ − Σ₂‖_F / ‖Σ‖_F for the increments of the first and the second half of the sequences; 0 for a long walk."""
+    half = x.shape[1] // 2
+    first, second = increment_covariance(x[:, : half + 1]), increment_covariance(x[:, half:])
+    return float((first - second).norm() / increment_covariance(x).norm())
+
+
+def path_share(x: Tensor) -> float:
+    """Share of tr Σ that the mean path E x_t brings, the same in all sequences; 0 for a walk. Unbiased: may be below 0.
+
+    What is left comes from what differs between sequences. Raises ShapeError for fewer than two sequences.
+    """
+    steps = _increments(x) - _increments(x).mean((0, 1))  # (sequences, T − 1, d)
+    if len(x) < 2:
+        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), sequences >= 2")
+    noise = steps.var(0).sum(-1) / len(x)  # (T − 1,), variance of the mean step
+    return float((steps.mean(0).square().sum(-1) - noise).mean() / steps.square().sum(-1).mean())
+
+
+def walk_checks(x: Tensor) -> dict[str, float]:
+    """Five numbers that tell a walk, here with its values, from independent tokens.
+
+    neighbours: `increment_correlation` at lag 1 (0; independent −½). growth: `variance_growth` of the last token over T
+    (1; independent 1/2T). halves: `covariance_change` (near 0 for both). path: `path_share` (0 for both; not so where
+    positions are added). residual: mean relative distance of the sequences to equal tokens (√((T − 1)/3T); independent
+    nearly 1).
+    """
+    return {
+        "neighbours": float(increment_correlation(x, [1])[0]),
+        "growth": float(variance_growth(x)[-1]) / x.shape[1],
+        "halves": covariance_change(x),
+        "path": path_share(x),
+        "residual": float(rank_residual(x).mean()),
+    }
+
+
+@torch.no_grad()
+def last_query_logits(head: QKWeights, x: Tensor) -> Tensor:
+    """Logits of the last query over all keys, divided by √d_head, biases included: float64, (sequences, T)."""
+    w_q, w_k, b_q, b_k = (part.double() for part in (head.w_q, head.w_k, head.b_q, head.b_k))
+    query = x[:, -1].double() @ w_q.T + b_q  # (sequences, d_head)
+    keys = x.double() @ w_k.T + b_k  # (sequences, T, d_head)
+    logits: Tensor = torch.einsum("sh,sth->st", query, keys) / len(w_q) ** 0.5
+    return logits
+
+
+def open_share(logits: Tensor) -> Tensor:
+    """Share of sequences in which the linearised softmax does not clip the key: logits (sequences, T) to (T,)."""
+    return (saturation(logits) == 0).double().mean(0)
+
+
+def normal_share(logits: Tensor) -> Tensor:
+    """The same share if each key's centred logit were normal with the mean and variance it has: (T,), float64."""
+    centred = logits.double() - logits.double().mean(-1, keepdim=True)  # (sequences, T)
+    mean, deviation = centred.mean(0), centred.std(0)
+    upper, lower = (logits.shape[-1] - 1 - mean) / deviation, (-1 - mean) / deviation
+    share: Tensor = torch.special.ndtr(upper) - torch.special.ndtr(lower)
+    return share
+
+
+def profile_laws(seen: Seen, generator: Generator, draws: int) -> pd.DataFrame:
+    """The profile of the first head's last query as measured, and as four laws of the tokens predict it.
+
+    "prediction": the walk by the normal form at finite length, as runs record it. "drawn walk": `draws` walks of the
+    same Σ. "normal": `normal_share`, no walk. "shuffled": the model's tokens after the words of all sequences have
+    changed places, as if they were independent. Returns law ("measured" or one of LAWS), location in (0, 1], share.
+    """
+    x, head = head_tokens(seen), seen.model.qk_weights()[0]
+    logits, arrays = last_query_logits(head, x), measure(seen.model, seen.tokens).arrays
+    order = torch.randperm(seen.tokens.numel(), generator=generator)
+    mixed = Seen(seen.model, seen.tokens.flatten()[order].view_as(seen.tokens))
+    shares = {MEASURED: open_share(logits), "prediction": torch.from_numpy(arrays["predicted_profile"][0, 0])}
+    shares["drawn walk"] = open_share(last_query_logits(head, walk_like(x, generator, draws)))
+    shares["normal"] = normal_share(logits)
+    shares["shuffled"] = open_share(last_query_logits(head, head_tokens(mixed)))
+    location = [(place + 1) / x.shape[1] for place in range(x.shape[1])]
+    return pd.concat(
+        [pd.DataFrame({"law": law, "location": location, "share": share.tolist()}) for law, share in shares.items()],
+        ignore_index=True,
+    )
+
+
+def law_distances(laws: pd.DataFrame) -> dict[str, float]:
+    """Total variation between the measured profile and each of LAWS, by law. laws: as `profile_laws` gives them."""
+    shares = {law: part["share"].to_numpy() for law, part in laws.groupby("law", sort=False)}
+    return {law: total_variation(shares[law], shares[MEASURED]) for law in LAWS}
+
+
+def _increments(x: Tensor) -> Tensor:
+    if x.ndim != 3 or x.shape[1] < 3:
+        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), T >= 3")
+    return x.double().diff(dim=1)
+
+
+class WalkTables(NamedTuple):
+    """Tables of checks and of profiles; empty where nothing is recorded."""
+
+    checks: pd.DataFrame
+    profiles: pd.DataFrame
+
+
+def model_walk_tables(
+    configuration: RunConfiguration,
+    folder: str | Path,
+    data: str | Path | None = None,
+    *,
+    sequences: int = SEQUENCES,
+    draws: int = DRAWS,
+    bins: int = BINS,
+) -> WalkTables:
+    """Walk checks of one run's model at update 0 and at its best checkpoint, and the profiles of the latter.
+
+    folder: where the run was trained. sequences: validation sequences that are looked at. draws: walks. Random numbers
+    come from one fixed seed. Raises as `walk_checks.seen_model` does.
+    """
+    looked = replace(configuration, measured_sequences=sequences)
+    generator = torch.Generator().manual_seed(SEED)
+    rows: list[dict[str, Any]] = []
+    for moment, where in ((START, None), (BEST_MOMENT, folder)):
+        seen = seen_model(looked, where, data)
+        x = head_tokens(seen)
+        tokens, walk = walk_checks(x), walk_checks(walk_like(x, generator))
+        rows += [{"moment": moment, "quantity": name, "tokens": tokens[name], "walk": walk[name]} for name in tokens]
+        laws = profile_laws(seen, generator, draws)
+        rows += [{"moment": moment, "quantity": law, "tokens": found} for law, found in law_distances(laws).items()]
+    binned = laws.assign(location=bin_middles(laws["location"], bins))
+    profiles = binned.groupby(["law", "location"], sort=False)["share"].mean().reset_index()
+    return WalkTables(pd.DataFrame(rows), profiles)
+
+
+def write_walk_records(
+    sweep: str | Path,
+    runs: str | Path = "runs",
+    data: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write the tables of all runs of a sweep file that are trained in RUNS/NAME; returns their folder.
+
+    Files appear whole or not at all. Raises RunError when no run of the sweep is trained there, CorpusError for text.
+    """
+    path, found = Path(sweep), []
+    torch.set_num_threads(1)  # the order of sums depends on it
+    for each in read_sweep(path):
+        corpus = load_corpus(each.corpus, data, each.vocabulary)
+        folder = run_folder(each, corpus, Path(runs) / path.stem)
+        if is_recorded(folder):
+            tables = model_walk_tables(each, folder, data)
+            named = {"run": folder.name.rsplit("-", 1)[-1], "seed": each.seed, "kappa": each.kappa}
+            found.append([pd.DataFrame([named] * len(table)).join(table) for table in tables])
+            say(f"{folder.name} looked at")
+    if not found:
+        raise RunError(f"{Path(runs) / path.stem} holds no trained run of {path}; train them with qkrepro sweep")
+    target = walk_folder(path)
+    for name, parts in zip(FILES, zip(*found, strict=True), strict=True):
+        text = pd.concat(parts).to_csv(index=False, lineterminator="\n", float_format="%.5g")
+        write_atomically(target / f"{name}.csv", text.encode())
+    return target
+
+
+def walk_curves(
+    configuration: RunConfiguration, folder: str | Path, lags: Sequence[int], *, sequences: int = SEQUENCES
+) -> pd.DataFrame:
+    """Increments and variance of one run's tokens at the start and trained, and of a walk like the latter.
+
+    Returns tokens ("start", "trained", "walk"), curve ("correlation": `increment_correlation` at each lag, "variance":
+    `variance_growth` at each location), place (the lag, the number of the token), value. Arguments and errors as in
+    `model_walk_tables`.
+    """
+    looked = replace(configuration, measured_sequences=sequences)
+    seen = {"start": seen_model(looked), "trained": seen_model(looked, folder)}
+    tokens = {name: head_tokens(each) for name, each in seen.items()}
+    tokens["walk"] = walk_like(tokens["trained"], torch.Generator().manual_seed(SEED))
+    tables = []
+    for name, x in tokens.items():
+        curves = {"correlation": increment_correlation(x, lags), "variance": variance_growth(x)}
+        places = {"correlation": list(lags), "variance": list(range(1, x.shape[1] + 1))}
+        tables += [
+            pd.DataFrame({"tokens": name, "curve": curve, "place": places[curve], "value": values.tolist()})
+            for curve, values in curves.items()
+        ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def live_walks(
+    configurations: Iterable[RunConfiguration], lags: Sequence[int], *, sequences: int = SEQUENCES, draws: int = DRAWS
+) -> tuple[WalkTables, pd.DataFrame]:
+    """Train these now in a folder that is removed afterwards: their tables, and their curves with run, seed, kappa.
+
+    Raises as `qkrepro.training.loop.train` does.
+    """
+    found = []
+    with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
+        for each in configurations:
+            folder = train(each, scratch, progress=False)
+            named = {"run": folder.name.rsplit("-", 1)[-1], "seed": each.seed, "kappa": each.kappa}
+            curves = walk_curves(each, folder, lags, sequences=sequences)
+            tables = (*model_walk_tables(each, folder, sequences=sequences, draws=draws), curves)
+            found.append([pd.DataFrame([named] * len(table)).join(table) for table in tables])
+    checks, profiles, curves = (pd.concat(parts, ignore_index=True) for parts in zip(*found, strict=True))
+    return WalkTables(checks, profiles), curves
+
+
+def walk_folder(sweep: str | Path) -> Path:
+    """Where the tables of a sweep file lie."""
+    return Path(sweep).parent / "walk" / Path(sweep).stem
+
+
+def read_walk_records(sweep: str | Path) -> WalkTables:
+    """The tables of a sweep file; empty ones when they were not written. Raises RunError for a damaged file."""
+    columns = (["moment", "quantity", "tokens", "walk"], ["law", "location", "share"])
+    tables = []
+    for name, own in zip(FILES, columns, strict=True):
+        path, expected = walk_folder(sweep) / f"{name}.csv", ["run", "seed", "kappa", *own]
+        try:
+            table = pd.read_csv(path, dtype={"run": str}) if path.is_file() else pd.DataFrame(columns=expected)
+        except (ValueError, OSError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+        if list(table.columns) != expected:
+            raise RunError(f"{path} is damaged: its columns are {list(table.columns)}; allowed: {expected}")
+        tables.append(table)
+    return WalkTables(*tables)

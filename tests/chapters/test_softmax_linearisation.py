@@ -1,0 +1,87 @@
+"""The closed forms for Gaussian logits against draws, and the error of the linearisation against its expansion."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from qkrepro.chapters.softmax_linearisation import (
+    gaussian_clipping,
+    linearisation_draws,
+    linearisation_error,
+    moved_logit,
+    small_spread_error,
+)
+from qkrepro.errors import ArgumentError
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("length", [2, 5, 64])
+def test_closed_forms_of_clipping_match_draws_within_four_standard_errors(length):
+    spreads = [0.3, 1.0, 3.0, 30.0]
+    table = linearisation_draws(spreads, length=length, temperature=2.5, draws=4000, generator=seeded(3))
+    closed = gaussian_clipping(torch.tensor(spreads), length)
+    for row, (_, group) in enumerate(table.groupby("spread")):
+        for name in ("share_low", "share_high", "row_sum"):
+            error = group[name].std() / math.sqrt(len(group))
+            assert (
+                abs(group[name].mean() - float(getattr(closed, name)[row])) <= 4 * error + 1e-5
+            )  # events too rare for the draws
+
+
+def test_row_sum_equals_the_integral_over_the_clipped_weight():
+    closed = gaussian_clipping(torch.tensor([2.0]), 4)
+    law = stats.norm(scale=2 * math.sqrt(0.75))
+    clipped, _ = integrate.quad(lambda u: np.clip(1 + u, 0, 4) * law.pdf(u), -1, 40, points=[3])
+    assert float(closed.row_sum) == pytest.approx(clipped, rel=1e-8)
+
+
+def test_error_at_small_spread_is_the_second_order_term():
+    table = linearisation_draws([1e-3], length=4096, temperature=1.0, draws=50, generator=seeded(1))
+    error = table["error"].std() / math.sqrt(50)
+    assert abs(table["error"].mean() - float(small_spread_error(torch.tensor(1e-3)))) < 4 * error + 1e-3 * 4.84e-7
+
+
+def test_error_of_one_dominating_key_is_known_exactly():
+    logits = torch.tensor([0.0, 0.0, 0.0, 3.0], dtype=torch.float64)  # T = 4, mean 3/4, S = (1/16, .., 13/16)
+    softmax = math.exp(3) / (math.exp(3) + 3)
+    assert float(linearisation_error(logits)) == pytest.approx(2 * abs(13 / 16 - softmax), rel=1e-13)
+
+
+def test_masked_row_has_the_error_of_its_visible_keys():
+    logits = torch.randn(6, generator=seeded(4), dtype=torch.float64)
+    mask = torch.tensor([True, True, False, True, False, True])
+    torch.testing.assert_close(linearisation_error(logits, mask=mask), linearisation_error(logits[mask]))
+
+
+def test_moved_key_leaves_the_linear_range_at_the_two_thresholds():
+    offsets = torch.tensor([-2.5 * 8 / 7, -1.0, 0.0, 2.5 * 8], dtype=torch.float64)
+    linear = moved_logit(offsets, length=8, temperature=2.5).query("function == 'piecewise linear'")
+    np.testing.assert_allclose(linear["moved"], [0.0, (1 - 0.4 * 7 / 8) / 8, 1 / 8, 1.0], atol=1e-15)
+    np.testing.assert_allclose(linear["other"].iloc[-1], 0.0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gaussian_clipping(torch.tensor([0.0]), 4), "spread is 0.0"),
+        (lambda: gaussian_clipping(torch.tensor([1.0]), 1), "length is 1"),
+        (
+            lambda: linearisation_draws([-1.0], length=4, temperature=1.0, draws=2, generator=seeded()),
+            "spreads is -1.0; allowed: a finite number and > 0",
+        ),
+        (
+            lambda: linearisation_draws([1.0], length=4, temperature=1.0, draws=0, generator=seeded()),
+            "draws is 0",
+        ),
+        (lambda: moved_logit(torch.ones(3), length=1), "length is 1"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call()

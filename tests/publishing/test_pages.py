@@ -1,0 +1,134 @@
+"""The prose pages: nothing listed twice or missing, references cited, quotations from the abstract only."""
+
+import html
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qkrepro.publishing.claims_pages import CLAIMS, claims_page
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "book").glob("*.md"))
+MARKS = {"paper": "primary", "reported": "info", "derived": "muted-line", "literature": "muted", "ours": "success"}
+
+
+def notebook_prose():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        yield path, "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def prose():
+    return {path: path.read_text(encoding="utf-8") for path in PAGES} | dict(notebook_prose())
+
+
+def modules():
+    """Names of all modules below the package, rooms apart."""
+    paths = (path.relative_to(ROOT / "qkrepro") for path in (ROOT / "qkrepro").rglob("*.py"))
+    return [".".join(path.with_suffix("").parts) for path in paths if path.stem != "__init__"]
+
+
+def test_api_page_puts_each_module_under_one_heading():
+    text = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+    named = " ".join(re.findall(r"<!-- modules: ([\w. ]+) -->", text)).split()
+    assert len(named) == len(set(named))
+    assert set(named) == set(modules())
+
+
+def test_every_reference_is_cited_and_has_a_doi():
+    entries = re.split(r"^@", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    keys = {re.match(r"\w+\{(\w+),", entry)[1]: entry for entry in entries}
+    cited = {
+        key for text in prose().values() for keys in re.findall(r"\{cite\}`([^`]+)`", text) for key in keys.split(",")
+    }
+    assert cited == set(keys)
+    assert {key for key, entry in keys.items() if " doi " not in entry} == {"glorot2010understanding"}  # it has none
+
+
+def test_marks_of_provenance_look_the_same_everywhere():
+    for path, text in prose().items():
+        for style, mark in re.findall(r"\{bdg-([a-z-]+)\}`(\w+)`", text):
+            assert MARKS.get(mark) == style, f"{path.name}: {mark}"
+
+
+def test_every_numbered_statement_carries_a_mark():
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        for body in re.findall(r"^`{3,4}\{prf:\w+\}.*?\n(.*?)^`{3,4}$", text, re.MULTILINE | re.DOTALL):
+            assert "{bdg-" in body, f"{path.name}: {body[:60]}"
+
+
+def test_glossary_entries_open_with_a_sentence_that_a_tooltip_can_show():
+    text = (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^(\w[^\n]*)\n  ([^\n]+)$", text, re.MULTILINE)
+    assert len(entries) > 20
+    assert [term for term, _ in entries] == sorted((term for term, _ in entries), key=str.casefold)
+    for term, definition in entries:
+        assert "$" not in re.match(r".*?\.(?=\s|$)", definition)[0], term
+
+
+def test_no_statement_claims_a_figure_or_table_of_the_paper():
+    for path, text in prose().items():
+        for hit in re.finditer(r"(?i)\b(figure|table|theorem|section|equation)\s+\d+\s+of the paper", text):
+            before = text[max(0, hit.start() - 20) : hit.start()]
+            assert "no " in before.lower(), f"{path.name}: {hit[0]}"  # "There is no Figure 3 of the paper here"
+
+
+@pytest.mark.parametrize(
+    "claim", [claim for claim in CLAIMS if claim.provenance == "paper"], ids=lambda claim: claim.name
+)
+def test_claims_of_the_paper_are_quoted(claim):
+    assert claim.quote
+
+
+def test_claims_point_to_figures_of_their_chapter():
+    chapters = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for claim in CLAIMS:
+        if claim.figure and claim.chapter in chapters:
+            assert f'"name": "{claim.figure}"' in chapters[claim.chapter], claim.name
+
+
+def test_a_bar_in_a_rule_does_not_end_its_cell():
+    table = pd.DataFrame({"outcome": ["not run"] * len(CLAIMS), "because": ["|a|"] * len(CLAIMS)})
+    for line in claims_page(table, []).splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 3, line
+
+
+def built_article(built, page):
+    text = (built.root / "_build" / "html" / "book" / f"{page}.html").read_text(encoding="utf-8")
+    return text[text.index("<article") : text.index("</article>")]
+
+
+@pytest.mark.slow
+def test_built_links_to_terms_statements_and_references_say_what_they_lead_to(built):
+    for page in ("intro", "setting", "theory", "theory_propagation", "theory_collapse", "theory_locater"):
+        for link in re.findall(r'<a class="reference internal" href="[^"]*#[^"]*"[^>]*>', built_article(built, page)):
+            if re.search(r"#(term-|prop-|def-|rem-|lem-|id\d)", link):
+                assert ' title="' in link, f"{page}: {link}"
+
+
+@pytest.mark.slow
+def test_built_prose_has_no_markup_left_over(built):
+    for path in PAGES:
+        article = re.sub(r"<(script|style)\b.*?</\1>", "", built_article(built, path.stem), flags=re.S)
+        article = re.sub(
+            r'<(span|div|code|pre)\b[^>]*class="[^"]*(math|pre|literate|highlight|sig)[^>]*>.*?</\1>',
+            "",
+            article,
+            flags=re.S,
+        )
+        text = html.unescape(re.sub("<[^>]+>", " ", article))
+        left = re.findall(r".{0,30}(?:\$|\\[a-z]{2,}|\{[a-z:]+\}`).{0,30}", text)
+        assert path.stem == "api" or not left, f"{path.stem}: {left[:3]}"
+
+
+@pytest.mark.slow
+def test_built_api_page_has_every_module(built):
+    article = built_article(built, "api")
+    assert len(modules()) > 50
+    for name in modules():
+        assert f"module-qkrepro.{name}" in article, name

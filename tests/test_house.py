@@ -1,0 +1,64 @@
+"""The rooms of the package: imports run downward, chapters know nothing of each other, records stay valid."""
+
+from pathlib import Path
+
+import grimp
+import pandas as pd
+import yaml
+from importlinter import cli as import_linter
+
+from qkrepro.evidence.numbers import book_root
+from qkrepro.publishing.claims_pages import CLAIMS, STORED, verdicts
+from qkrepro.training.records import find_records, read_arrays, read_records, read_run, run_identity
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("cli", "publishing", "chapters", "evidence", "training", "models", "theory", "files", "errors")
+
+
+def test_imports_hold_to_the_contracts_of_pyproject(capsys):
+    assert import_linter.lint_imports(str(ROOT / "pyproject.toml"), no_cache=True) == 0, capsys.readouterr().out
+
+
+def test_every_module_stands_in_a_room_and_no_import_runs_upward():
+    graph = grimp.build_graph("qkrepro", cache_dir=None)
+    modules = graph.modules - {"qkrepro"}
+    assert {name.split(".")[1] for name in modules} == set(ROOMS)
+    arrows = [
+        (importer, imported)
+        for importer in modules
+        for imported in graph.find_modules_directly_imported_by(importer) & modules
+    ]
+    assert len(arrows) > 200
+    height = {room: -place for place, room in enumerate(ROOMS)}
+    upward = [
+        (importer, imported)
+        for importer, imported in arrows
+        if height[importer.split(".")[1]] < height[imported.split(".")[1]]
+    ]
+    assert upward == []
+
+
+def test_the_chapters_name_every_claim_once_and_in_the_order_of_the_book():
+    texts = yaml.safe_load((ROOT / "qkrepro" / "evidence" / "claims.yaml").read_text(encoding="utf-8"))
+    assert [entry.name for entry in CLAIMS] == list(texts)
+    assert {entry.judge.__module__ for entry in CLAIMS} == {
+        f"qkrepro.chapters.{entry.chapter.partition('_')[2]}" for entry in CLAIMS
+    }
+
+
+def test_every_committed_record_is_read_and_its_identity_follows_from_its_configuration_and_corpus():
+    folders = find_records(ROOT / "results")
+    assert len(folders) > 50
+    for folder in folders:
+        run = read_run(folder)
+        assert run["identity"] == run_identity(run["configuration"] | {"corpus": run["corpus"]}), folder
+        assert folder.name.endswith(run["identity"])
+        assert len(read_arrays(folder)["update"]) == len(pd.read_csv(folder / "metrics.csv"))
+    assert read_records(ROOT / "results")["run"].nunique() <= len(folders)
+
+
+def test_every_claim_is_judged_as_it_was_stored():
+    stored = pd.read_csv(book_root() / "book" / "generated" / STORED, dtype=str)
+    table = verdicts()[["claim", "outcome", "because"]]
+    assert len(table) == len(stored) > 0
+    pd.testing.assert_frame_equal(table.astype(str).reset_index(drop=True), stored, check_dtype=False)

@@ -1,0 +1,164 @@
+"""Tokens of a model against a random walk: the checks on walks and on independent tokens, whose values are known."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from qkrepro.errors import ArgumentError, RunError, ShapeError
+from qkrepro.theory.tokens import independent_tokens, random_walk
+from qkrepro.training.configuration import RunConfiguration
+from qkrepro.training.loop import train
+from qkrepro.training.measurements import measure
+from qkrepro.training.records import read_run
+from qkrepro.training.walk_checks import (
+    LAWS,
+    covariance_change,
+    head_tokens,
+    increment_correlation,
+    increment_covariance,
+    last_query_logits,
+    law_distances,
+    normal_share,
+    open_share,
+    path_share,
+    profile_laws,
+    read_walk_records,
+    seen_model,
+    variance_growth,
+    walk_checks,
+    walk_like,
+    write_walk_records,
+)
+
+TINY = RunConfiguration(
+    d_model=16, d_ff=16, length=32, batch=8, epochs=0.05, warmup=10, evaluate_every=10, measured_sequences=4
+)
+COV = torch.diag(torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64))
+
+
+def walks() -> torch.Tensor:
+    return random_walk(40, 3, cov=COV, batch=2000, generator=torch.Generator().manual_seed(0))
+
+
+def words() -> torch.Tensor:
+    return independent_tokens(40, 3, cov=COV, batch=2000, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    threads, folder = torch.get_num_threads(), tmp_path_factory.mktemp("runs")
+    train(TINY, folder / "some", progress=False)
+    torch.set_num_threads(threads)
+    return folder
+
+
+def test_increments_of_a_walk_are_uncorrelated_and_those_of_independent_tokens_half_at_one_lag():
+    assert increment_correlation(walks(), [1, 2, 5]).tolist() == pytest.approx([0, 0, 0], abs=0.01)
+    assert increment_correlation(words(), [1, 2, 5]).tolist() == pytest.approx([-0.5, 0, 0], abs=0.01)
+    with pytest.raises(ArgumentError, match="lags"):
+        increment_correlation(walks(), [0])
+
+
+def test_variance_of_a_walk_grows_with_the_location_and_that_of_independent_tokens_stays_at_one_half():
+    steps = torch.arange(1, 41, dtype=torch.float64)
+    assert (variance_growth(walks()) / steps).tolist() == pytest.approx([1] * 40, rel=0.08)
+    assert variance_growth(words()).tolist() == pytest.approx([0.5] * 40, rel=0.08)
+    with pytest.raises(ShapeError, match="sequences >= 2"):
+        variance_growth(walks()[:1])
+
+
+def test_covariance_changes_where_the_second_half_of_a_walk_has_other_steps():
+    x = walks()
+    louder = torch.cat([x[:, :20], x[:, 19:20] + 2 * (x[:, 20:] - x[:, 19:20])], dim=1)  # Σ, then 4Σ
+    assert covariance_change(x) < 0.1
+    assert covariance_change(louder) == pytest.approx(3 / 2.5, rel=0.1)
+
+
+def test_path_share_is_what_an_added_path_brings_to_the_increments():
+    steps = torch.arange(40, dtype=torch.float64)[:, None] % 2  # (40, 1), a path of steps ±1 in each direction
+    x = words() + 3 * steps
+    assert path_share(x) == pytest.approx(27 / (27 + 2 * 5.25), rel=0.02)
+    few = walks()[:50].split(5)
+    assert sum(path_share(part) for part in few) / len(few) == pytest.approx(0, abs=0.02)  # five sequences: unbiased
+
+
+def test_checks_of_a_walk_have_the_values_of_the_theory():
+    found = walk_checks(random_walk(40, 200, batch=100, generator=torch.Generator().manual_seed(2)))
+    assert found["residual"] == pytest.approx(math.sqrt(39 / 120), abs=0.02)
+    assert found["growth"] == pytest.approx(1, abs=0.05)
+
+
+def test_walk_like_has_the_covariance_of_the_increments_of_its_model():
+    x = walk_like(words(), torch.Generator().manual_seed(3))
+    assert x.shape == (2000, 40, 3)
+    np.testing.assert_allclose(increment_covariance(x), 2 * COV, atol=0.2)
+
+
+def test_logits_of_the_last_query_are_those_of_the_model():
+    seen = seen_model(TINY)
+    for bias in (seen.model.layers[0].attention.query.bias, seen.model.layers[0].attention.key.bias):
+        torch.nn.init.normal_(bias, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        expected = seen.model.eval().trace(seen.tokens)[0].logits[:, 0, -1]
+    found = last_query_logits(seen.model.qk_weights()[0], head_tokens(seen))
+    torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_normal_share_equals_the_counted_share_of_normal_logits():
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(20_000, 24, generator=generator, dtype=torch.float64) * 1.5 + torch.linspace(-2, 2, 24)
+    np.testing.assert_allclose(normal_share(logits), open_share(logits), atol=0.015)
+
+
+def test_laws_hold_the_recorded_profiles_and_agree_on_a_model_whose_logits_vanish():
+    seen = seen_model(replace(TINY, start_gain=1e-3))
+    laws = profile_laws(seen, torch.Generator().manual_seed(6), draws=8)
+    arrays = measure(seen.model, seen.tokens).arrays
+    shares = {law: part["share"].to_numpy() for law, part in laws.groupby("law")}
+    np.testing.assert_allclose(shares["measured"], arrays["nonsaturated_profile"][0, 0], atol=1e-6)
+    np.testing.assert_allclose(shares["prediction"], arrays["predicted_profile"][0, 0], atol=1e-6)
+    assert law_distances(laws) == pytest.approx(dict.fromkeys(LAWS, 0), abs=1e-6)
+
+
+def test_model_of_a_run_is_the_one_at_its_best_checkpoint(trained):
+    folder = next((trained / "some").iterdir())
+    whole = seen_model(replace(TINY, measured_sequences=10**6), folder)
+    with torch.no_grad():
+        logits = whole.model.eval()(whole.tokens)
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), whole.tokens[:, 1:].flatten())
+    assert float(loss) == pytest.approx(read_run(folder)["summary"]["valid_loss"], abs=0.05)
+    with pytest.raises(RunError, match="in which a run was trained"):
+        seen_model(TINY, trained)
+
+
+def test_walk_records_of_a_sweep_are_written_read_and_the_same_twice(trained, tmp_path):
+    fixed = {name: value for name, value in vars(TINY).items() if name not in ("seed", "kappa")}
+    sweep = tmp_path / "some.yaml"
+    sweep.write_text(yaml.safe_dump({"fixed": fixed, "lists": {"kappa": [0.0, 0.1], "seed": [0]}}))
+    assert read_walk_records(sweep).checks.empty
+    target = write_walk_records(sweep, trained, say=lambda _: None)
+    first = [path.read_bytes() for path in sorted(target.iterdir())]
+    write_walk_records(sweep, trained, say=lambda _: None)
+    assert [path.read_bytes() for path in sorted(target.iterdir())] == first
+    checks, profiles = read_walk_records(sweep)
+    assert checks[["seed", "kappa"]].drop_duplicates().to_numpy().tolist() == [[0, 0]]  # the other run is not trained
+    assert set(checks["moment"]) == {"start", "best checkpoint"}
+    assert profiles.groupby("law")["location"].nunique().tolist() == [16] * 5
+
+
+def test_walk_records_without_a_trained_run_or_of_another_form_are_refused(trained, tmp_path):
+    sweep = tmp_path / "other.yaml"
+    sweep.write_text(yaml.safe_dump({"fixed": {"d_model": 16}, "lists": {"seed": [0]}}))
+    with pytest.raises(RunError, match="holds no trained run"):
+        write_walk_records(sweep, trained, say=lambda _: None)
+    (tmp_path / "walk" / "other").mkdir(parents=True)
+    pd.DataFrame({"run": ["a"]}).to_csv(tmp_path / "walk" / "other" / "checks.csv", index=False)
+    with pytest.raises(RunError, match="damaged"):
+        read_walk_records(sweep)
