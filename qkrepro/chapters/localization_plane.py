@@ -44,7 +44,8 @@ def localization_plane(
 
     means: ξ/λ, ξ = tr M. spreads: √(d σ²)/λ, σ² the variance of the eigenvalues, >= 0; √(d σ²) is the Frobenius norm of
     M minus its mean, the book's dispersion. Columns mean_scaled, spread_scaled, dispersion (σ/|μ|, the root of the
-    book's relative variance; infinite at mean zero), effective_number (N = ξ²/η), index, centre, level. ρ by the Gaussian form with the moments of the length.
+    book's relative variance; infinite at mean zero), effective_number (N = ξ²/η), index, centre, level. ρ by the
+    Gaussian form with the moments of the length.
     Source: book, "The localization plane", "Theory: signal propagation".
     """
     check_integer("dim", dim, at_least=1)
