@@ -278,7 +278,8 @@ def plot_windows(predicted: pd.DataFrame, compared: pd.DataFrame, *, layers: int
 
 def plot_curves(predicted: pd.DataFrame, measured: pd.DataFrame, *, length: int) -> Figure:
     """Residual (a line a depth) and entropy over the mean at one length: lines predicted, points measured."""
-    figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.4), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.7), sharey=True)
+    figure.suptitle("Drawn stacks lose what the limit says", fontsize="medium", fontweight="bold")
     depths = sorted(predicted["layers"].unique())
     palette = dict(zip(depths, sns.color_palette("viridis", len(depths)), strict=True))
     for axis, law in zip(axes, LAWS, strict=True):
@@ -293,7 +294,8 @@ def plot_curves(predicted: pd.DataFrame, measured: pd.DataFrame, *, length: int)
         axis.plot(line["mean_scaled"], line["entropy_ratio"], color="black", linestyle="--", label="entropy")
         axis.plot(point["mean_scaled"], point["entropy_ratio"], ".", color="black", markersize=4)
         axis.axhline(HALF, color="grey", linewidth=0.8)
-        axis.set(title=law.capitalize(), xlabel="scaled mean ξ/λ", xscale="log", ylim=(0, 1.05))
+        axis.set_title(law.capitalize(), fontweight="normal")
+        axis.set(xlabel="scaled mean ξ/λ", xscale="log", ylim=(0, 1.05))
     axes[0].set_ylabel("share kept (1 = all)")
     axes[0].legend(title="residual after\nlayers", fontsize="x-small", title_fontsize="x-small", loc="center right")
     return figure
