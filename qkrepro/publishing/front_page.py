@@ -119,7 +119,7 @@ TEN_MINUTES = (
         "## What it shows",
         "where the central figure ends, with more layers and other tokens: {numref}`fig-both-windows`",
     ),
-    Stop("book/interactive", "", "**What is behind it.**", "move a slider and watch the curve: {ref}`turn-the-knobs`"),
+    Stop("book/plane", "", "## How to read it", "drag a point and watch a head: {ref}`the-plane`"),
     Stop("book/claims", "## How a verdict", "## The claims", "who decides: {ref}`how-a-verdict-comes-about`"),
 )
 

@@ -24,8 +24,8 @@ from qkrepro.evidence.numbers import COMMITTED_PROFILE, book_root
 from qkrepro.publishing.claims_pages import verdicts, write_pages, write_threshold_figures
 from qkrepro.publishing.colab import outdated_colab_cells
 from qkrepro.publishing.execution import repetition_page
+from qkrepro.publishing.explorer import write_explorer
 from qkrepro.publishing.front_page import reading_path, write_front_page
-from qkrepro.publishing.interactive import write_interactive
 from qkrepro.publishing.notebooks import code_cells, read_notebook
 from qkrepro.publishing.provenance import write_provenance
 from qkrepro.publishing.revision import book_revision, last_change
@@ -98,7 +98,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
         raise SiteError(f"_toc.yml names {', '.join(missing)}; allowed: pages that are there (or use --draft)")
     _drop(toc, missing)
     (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
-    write_interactive(work)
+    write_explorer(root, work)
     write_provenance(root, work, profile)
     write_threshold_figures(work / "book" / "generated")
     (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
