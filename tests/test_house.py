@@ -59,4 +59,5 @@ def test_every_claim_is_judged_as_it_was_stored():
     stored = pd.read_csv(book_root() / "book" / "generated" / STORED, dtype=str)
     table = verdicts()[["claim", "outcome", "because"]]
     assert len(table) == len(stored) > 0
-    pd.testing.assert_frame_equal(table.astype(str).reset_index(drop=True), stored, check_dtype=False)
+    told = stored[["claim", "outcome", "because"]]
+    pd.testing.assert_frame_equal(table.astype(str).reset_index(drop=True), told, check_dtype=False)

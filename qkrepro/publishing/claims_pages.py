@@ -130,9 +130,9 @@ def changed_verdicts(table: pd.DataFrame, folder: Path | None = None) -> list[st
     if not path.is_file():
         raise ArgumentError(f"{path} is missing; write it with `qkrepro claims --write`")
     stored = pd.read_csv(path, dtype=str).set_index("claim")
-    current = table.set_index("claim")[["outcome", "because"]]
+    current = table.set_index("claim")[["outcome", "because", "holds", "of"]].astype("string")
     names = current.index.union(stored.index, sort=False)
-    same = current.reindex(names).fillna("").eq(stored.reindex(names).fillna("")).all(axis=1)
+    same = current.reindex(names).fillna("").eq(stored.reindex(names).fillna("").astype("string")).all(axis=1)
     return [str(name) for name in names[~same]]
 
 
