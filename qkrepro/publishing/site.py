@@ -21,6 +21,7 @@ import yaml
 from qkrepro import __version__
 from qkrepro.errors import SiteError
 from qkrepro.evidence.numbers import COMMITTED_PROFILE, book_root
+from qkrepro.publishing.changes_page import changed_since_the_first_edition, changes_page
 from qkrepro.publishing.claims_pages import verdicts, write_pages, write_threshold_figures
 from qkrepro.publishing.colab import outdated_colab_cells
 from qkrepro.publishing.execution import repetition_page
@@ -101,6 +102,8 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     write_explorer(root, work)
     write_provenance(root, work, profile)
     write_threshold_figures(work / "book" / "generated")
+    changes = changes_page(changed_since_the_first_edition(root, verdicts()))
+    (work / "book" / "generated" / "changes.md").write_text(changes, encoding="utf-8")
     (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
     write_front_page(root, work, verdicts())
     (work / "book" / "generated" / "path.md").write_text(reading_path(work), encoding="utf-8")
