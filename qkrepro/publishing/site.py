@@ -24,7 +24,7 @@ from qkrepro.evidence.numbers import COMMITTED_PROFILE, book_root
 from qkrepro.publishing.claims_pages import verdicts, write_pages
 from qkrepro.publishing.colab import outdated_colab_cells
 from qkrepro.publishing.execution import repetition_page
-from qkrepro.publishing.front_page import reading_path, write_front_page
+from qkrepro.publishing.front_page import write_front_page
 from qkrepro.publishing.interactive import write_interactive
 from qkrepro.publishing.notebooks import code_cells, read_notebook
 from qkrepro.publishing.provenance import write_provenance
@@ -102,7 +102,6 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     write_provenance(root, work, profile)
     (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
     write_front_page(root, work, verdicts())
-    (work / "book" / "generated" / "path.md").write_text(reading_path(work), encoding="utf-8")
     return [page for page in _pages(toc) if page not in missing]
 
 
