@@ -1,6 +1,5 @@
 """The claims of all chapters: their verdicts from the committed numbers, and the pages that show them."""
 
-import os
 import pkgutil
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -12,6 +11,7 @@ from qkrepro import chapters
 from qkrepro.errors import ArgumentError
 from qkrepro.evidence.claims import Claim, Verdict, judge, sensitivity
 from qkrepro.evidence.numbers import book_root, load_numbers, numbers_folder
+from qkrepro.files import write_atomically
 from qkrepro.publishing.notebooks import chapter_names
 from qkrepro.publishing.threshold_figures import png_of, threshold_alternative, threshold_figure
 
@@ -140,13 +140,10 @@ def write_pages(folder: Path | None = None) -> list[Path]:
     """Write `claims.md`, `verdicts.md` and the stored `verdicts.csv` to `book/generated`, or to `folder`."""
     root = book_root()
     target = folder or root / "book" / "generated"
-    target.mkdir(parents=True, exist_ok=True)
     written = [path.stem for path in (root / "notebooks").glob("*.ipynb")]
     table = verdicts()
     stored = table[["claim", "outcome", "because", "holds", "of"]].to_csv(index=False, lineterminator="\n")
     pages = {"claims.md": claims_page(table, written), "verdicts.md": verdict_summary(table), STORED: stored}
     for name, text in pages.items():
-        temporary = target / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target / name)
+        write_atomically(target / name, text.encode())
     return [target / name for name in pages]

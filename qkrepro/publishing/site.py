@@ -26,7 +26,7 @@ from qkrepro.publishing.claims_pages import verdicts, write_pages, write_thresho
 from qkrepro.publishing.colab import outdated_colab_cells
 from qkrepro.publishing.execution import repetition_page
 from qkrepro.publishing.explorer import write_explorer
-from qkrepro.publishing.front_page import reading_path, write_front_page
+from qkrepro.publishing.front_page import write_front_page
 from qkrepro.publishing.notebooks import code_cells, read_notebook
 from qkrepro.publishing.provenance import write_provenance
 from qkrepro.publishing.revision import book_revision, last_change
@@ -106,7 +106,6 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     (work / "book" / "generated" / "changes.md").write_text(changes, encoding="utf-8")
     (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
     write_front_page(root, work, verdicts())
-    (work / "book" / "generated" / "path.md").write_text(reading_path(work), encoding="utf-8")
     return [page for page in _pages(toc) if page not in missing]
 
 
