@@ -12,7 +12,7 @@ from torch import Generator
 
 from qkrepro.errors import ArgumentError
 from qkrepro.evidence.numbers import load_numbers
-from qkrepro.models.token_covariance import covariance, increment_covariance
+from qkrepro.models.token_covariance import covariance, increment_second_moment
 from qkrepro.publishing.explorer import LEGEND, LENGTHS, counts_table, page_fragment, vega_library
 from qkrepro.publishing.explorer_marks import (
     STATES,
@@ -198,7 +198,7 @@ def test_a_symmetric_matrix_lies_on_the_plane_where_its_spectrum_says() -> None:
 
 def test_increments_of_independent_tokens_have_twice_their_covariance() -> None:
     x = independent_tokens(256, 4, batch=400, generator=Generator().manual_seed(0))
-    ratio = increment_covariance(list(x)).trace() / covariance(list(x)).trace()
+    ratio = increment_second_moment(list(x)).trace() / covariance(list(x)).trace()
     assert abs(float(ratio) - 2) < 0.02
 
 
