@@ -312,7 +312,7 @@ def repetition_page(root: Path) -> str:
     kept = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame(columns=COLUMNS)
     by_name = {row["notebook"]: row for _, row in kept.iterrows()}
     lines = ["| notebook | text outputs | pictures | numbers |", "| --- | --- | --- | --- |"]
-    for notebook in sorted((root / "notebooks").glob("*.ipynb")):
+    for notebook in (root / "notebooks" / f"{name}.ipynb" for name in chapter_names(root)):
         numbers = root / "notebooks" / "numbers" / f"{notebook.stem}.json"
         now = dict(zip(("text", "pictures", "numbers"), output_digests(read_notebook(notebook), numbers), strict=True))
         row = by_name.get(notebook.stem)

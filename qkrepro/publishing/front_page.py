@@ -88,11 +88,12 @@ def page_minutes(work: Path, page: str) -> int:
 
 
 def _question(work: Path, page: str) -> str:
-    """The first paragraph below the title of a notebook, for a cell of a table; empty for other pages."""
+    """The first paragraph below the title and the answer box of a notebook, for a cell; empty for other pages."""
     if not (work / f"{page}.ipynb").is_file():
         return ""
     first = next(cell.source for cell in read_notebook(work / f"{page}.ipynb").cells if cell.cell_type == "markdown")
     text = re.split(r"^# .*$", first, maxsplit=1, flags=re.MULTILINE)[-1].strip()
+    text = re.sub(r"^(:{3,}|`{3,})\{.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL).strip()
     sentence = " ".join(re.split(r"\n\s*\n", text)[0].split()).replace("|", "\\|")
     return re.sub(r"\{doc\}`(?=\w)", "{doc}`../notebooks/", sentence)
 
@@ -119,7 +120,7 @@ TEN_MINUTES = (
         "## What it shows",
         "where the central figure ends, with more layers and other tokens: {numref}`fig-both-windows`",
     ),
-    Stop("book/interactive", "", "**What is behind it.**", "move a slider and watch the curve: {ref}`turn-the-knobs`"),
+    Stop("book/plane", "", "## How to read it", "drag a point and watch a head: {ref}`the-plane`"),
     Stop("book/claims", "## How a verdict", "## The claims", "who decides: {ref}`how-a-verdict-comes-about`"),
 )
 

@@ -5,11 +5,13 @@ import json
 import re
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 
 import qkrepro as qk
 from qkrepro.publishing.claims_pages import all_claims, claims_page
+from qkrepro.publishing.front_page import chapter_map
 
 ROOT = Path(__file__).parents[2]
 API_PAGE_KB = 300
@@ -156,3 +158,13 @@ def test_built_front_door_leads_to_every_name(built):
         assert f'href="{page}#{module}.{name}"' in article, name
         assert f'id="{module}.{name}"' in built_article(built, page.removesuffix(".html"))
     assert len(names) > 20
+
+
+def test_the_question_of_a_chapter_is_the_paragraph_below_its_answer_box(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    box = ":::{admonition} In short\n:class: answer\n{verdict}`a: partly`\n\nMore.\n:::\n\n"
+    for text in (f"(ch-a)=\n# A\n\n{box}Does it?\n\nYes.", "# A\n\nDoes it?"):
+        cells = [nbformat.v4.new_markdown_cell(text)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "a.ipynb")
+        toc = {"parts": [{"caption": "Run", "numbered": True, "chapters": [{"file": "notebooks/a"}]}]}
+        assert "| {doc}`../notebooks/a` | Does it? |" in chapter_map(tmp_path, toc)

@@ -13,6 +13,7 @@ from checkout_copy import Copy
 
 from qkrepro.publishing.claims_pages import all_claims, verdicts
 from qkrepro.publishing.front_page import answer_line, chapter_map, edition_line, page_minutes
+from qkrepro.publishing.notebooks import chapter_names
 from qkrepro.publishing.provenance import FigureOrigin, RecordOrigin, figure_origins, provenance_page, record_origins
 from qkrepro.publishing.revision import file_revision
 
@@ -24,8 +25,8 @@ RECORD = RecordOrigin("s", "run-1", 0, 0.0, "qkrepro sweep results/s.yaml", "f" 
 def test_every_figure_of_every_notebook_has_an_origin() -> None:
     named = [
         cell["metadata"]["mystnb"]["figure"]["name"]
-        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for name in chapter_names(ROOT)
+        for cell in json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
         if "figure" in cell["metadata"].get("mystnb", {})
     ]
     assert [origin.name for origin in figure_origins(ROOT)] == named
