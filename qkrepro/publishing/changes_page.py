@@ -17,8 +17,8 @@ NEW, GONE = "new", "no longer a claim"
 def changed_since_the_first_edition(root: Path, verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return one row per claim of either edition: claim, statement, before, after, because, reason.
 
-    verdicts: as `claims_pages.verdicts` returns them. Raises SiteError for a verdict that changed, appeared or went
-    without a reason in `book/first_edition.csv`.
+    verdicts: as `claims_pages.verdicts` returns them. A claim that the file does not name is new, which is its reason.
+    Raises SiteError for a verdict that changed or went without a reason in `book/first_edition.csv`.
     """
     first = pd.read_csv(root / FIRST_EDITION, dtype=str, keep_default_na=False).set_index("claim")
     now = verdicts.set_index("claim")
@@ -29,7 +29,7 @@ def changed_since_the_first_edition(root: Path, verdicts: pd.DataFrame) -> pd.Da
             "statement": [now["statement"].get(name, first["statement"].get(name, "")) for name in names],
             "before": [first["outcome"].get(name, NEW) or NEW for name in names],
             "after": [now["outcome"].get(name, GONE) for name in names],
-            "reason": [first["reason"].get(name, "") for name in names],
+            "reason": [first["reason"].get(name, "Not in the first edition.") for name in names],
         }
     )
     silent = table[(table["before"] != table["after"]) & (table["reason"] == "")]

@@ -64,8 +64,11 @@ def chapter_map(work: Path, toc: Mapping[str, Any]) -> str:
 
 
 def _question(work: Path, page: str) -> str:
-    """Return the first paragraph below the title of a notebook, for a cell of a table."""
+    """Return the first paragraph below title and answer box of a notebook, for a cell; "" for other pages."""
+    if not (work / f"{page}.ipynb").is_file():
+        return ""
     first = next(cell.source for cell in read_notebook(work / f"{page}.ipynb").cells if cell.cell_type == "markdown")
     text = re.split(r"^# .*$", first, maxsplit=1, flags=re.MULTILINE)[-1].strip()
+    text = re.sub(r"^(:{3,}|`{3,})\{.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL).strip()
     sentence = " ".join(re.split(r"\n\s*\n", text)[0].split()).replace("|", "\\|")
     return re.sub(r"\{doc\}`(?=\w)", "{doc}`../notebooks/", sentence)

@@ -34,7 +34,13 @@ def test_each_claim_of_either_edition_has_a_row_and_changed_ones_come_first(root
     ]
 
 
-@pytest.mark.parametrize("changed", [{"b": "reproduced"}, {"b": "partly", "other": "partly"}])
+def test_a_claim_of_a_new_chapter_needs_no_line_in_the_file(root: Path) -> None:
+    table = changed_since_the_first_edition(root, _now(a="partly", b="partly", other="partly")).set_index("claim")
+    assert table.loc["other", "before"] == "new"
+    assert table.loc["other", "reason"] == "Not in the first edition."
+
+
+@pytest.mark.parametrize("changed", [{"b": "reproduced"}, {"a": "partly"}])
 def test_a_change_without_a_reason_is_refused_by_name(root: Path, changed: dict[str, str]) -> None:
     with pytest.raises(SiteError, match="gives no reason for"):
         changed_since_the_first_edition(root, _now(**changed))
