@@ -93,10 +93,10 @@ def parse_layers(text: str) -> list[int]:
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ArgumentError(f"layers is {text!r}; allowed: numbers and ranges such as 0-5,7")
+            raise ArgumentError(f"layers must be numbers and ranges such as 0-5,7, got {text!r}")
         begin, end = int(first), int(last) if dash else int(first)
         if end < begin or end - begin > 10_000:
-            raise ArgumentError(f"layers is {text!r}; allowed: ranges that grow, such as 0-5")
+            raise ArgumentError(f"layers must be ranges that grow, such as 0-5, got {text!r}")
         layers += [layer for layer in range(begin, end + 1) if layer not in layers]
     return layers
 
@@ -106,7 +106,7 @@ def parse_distances(text: str) -> tuple[float, ...]:
     try:
         return tuple(dict.fromkeys(float(piece) for piece in text.split(",")))
     except ValueError as error:
-        raise ArgumentError(f"distance is {text!r}; allowed: numbers of tokens such as 0,1,8,64") from error
+        raise ArgumentError(f"distance must be numbers of tokens such as 0,1,8,64, got {text!r}") from error
 
 
 def notes(layer: QKLayer, options: TableOptions) -> Iterator[str]:
@@ -140,27 +140,25 @@ def _check(request: SpectrumRequest) -> None:
     check_choice("format", request.format, FORMATS)
     if request.format == "parquet":
         if request.out is None:
-            raise ArgumentError(
-                "format is 'parquet' and out is not given; allowed: a file, such as --out heads.parquet"
-            )
+            raise ArgumentError("out must be given with format 'parquet', such as --out heads.parquet")
         try:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise ArgumentError("format is 'parquet'; it needs: pip install 'qkrepro[hub]'") from error
     if request.plot is not None:
         if request.plot.suffix not in PLOTS:
-            raise ArgumentError(f"plot is {str(request.plot)!r}; allowed: a file that ends in {', '.join(PLOTS)}")
+            raise ArgumentError(f"plot must be a file that ends in {', '.join(PLOTS)}, got {str(request.plot)!r}")
         if request.moments_only:
-            raise ArgumentError("plot is given with moments-only; allowed: one of them, since it shows eigenvalues")
+            raise ArgumentError("plot must not be given with moments-only, since it shows eigenvalues")
         try:
             import seaborn  # noqa: F401
         except ImportError as error:
             raise ArgumentError("plot needs: pip install 'qkrepro[plots]'") from error
     for name, path in (("out", request.out), ("plot", request.plot)):
         if path is not None and not path.absolute().parent.is_dir():
-            raise ArgumentError(f"{name} is {str(path)!r}; allowed: a file in a folder that exists")
+            raise ArgumentError(f"{name} must be a file in a folder that exists, got {str(path)!r}")
         if path is not None and path.is_dir():
-            raise ArgumentError(f"{name} is {str(path)!r}; allowed: a file, not a folder")
+            raise ArgumentError(f"{name} must be a file, not a folder, got {str(path)!r}")
 
 
 Rows = tuple[Columns, NDArray[np.complex128] | None, list[str]]  # of a layer, its eigenvalues, what to know of it

@@ -35,9 +35,7 @@ def attached_parameters(model: nn.Module) -> list[QKParameters]:
     family = next((family for family in FAMILIES if model_type in family.model_types), None)
     if family is None or len(family.parts) > 1:
         known = ", ".join(kind for family in FAMILIES if len(family.parts) == 1 for kind in family.model_types)
-        raise ArgumentError(
-            f"model has model_type {model_type!r}; allowed: {known}, or LocAteR(kappa) for other models"
-        )
+        raise ArgumentError(f"model_type must be one of {known} (LocAteR(kappa) for other models), got {model_type!r}")
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     modules = dict(model.named_modules())
     for naming in family.namings:

@@ -104,9 +104,11 @@ def _family(checkpoint: Checkpoint, names: Mapping[str, str]) -> Family:
         if model_type in family.model_types:
             return family
     known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
-    found = ", ".join(list(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    said = f"model_type is {model_type!r}" if checkpoint.config else "there is no config.json beside the weights"
-    raise CheckpointError(f"{checkpoint.path}: {said}; allowed: {known}. Tensors found: {found or 'none'}")
+    shown = ", ".join(list(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    stated = repr(model_type) if checkpoint.config else "no config.json beside the weights"
+    raise CheckpointError(
+        f"{checkpoint.path}: model_type must be one of {known}, got {stated}. Tensors found: {shown or 'none'}"
+    )
 
 
 def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, part: Part) -> Tower:
@@ -118,7 +120,7 @@ def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, par
         prefixes = marked if marked or len(family.parts) > 1 else prefixes
         if len(prefixes) > 1:
             raise CheckpointError(
-                f"{checkpoint.path}: several stacks of layers, under {', '.join(prefixes)}; allowed: one"
+                f"{checkpoint.path}: there must be one stack of layers, got those under {', '.join(prefixes)}"
             )
         if prefixes:
             post = config.get("do_layer_norm_before") is False or config.get("norm") == "post"
@@ -152,7 +154,7 @@ def _part_config(checkpoint: Checkpoint, family: Family, part: Part) -> dict[str
         config = config[part.config_key]
     kind = config.get("position_embedding_type")
     if kind not in (None, "absolute", "rope", "rotary"):
-        raise CheckpointError(f"{checkpoint.path}: position_embedding_type is {kind!r}; allowed: 'absolute'")
+        raise CheckpointError(f"{checkpoint.path}: position_embedding_type must be 'absolute', got {kind!r}")
     return {**family.defaults, **part.defaults, **config}
 
 
@@ -164,7 +166,7 @@ def _sizes(checkpoint: Checkpoint, config: Mapping[str, Any], family: Family) ->
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(
-                f"{checkpoint.path}: config.json: {keys[name]} is {value!r}; allowed: an integer >= 1"
+                f"{checkpoint.path}: config.json: {keys[name]} must be an integer >= 1, got {value!r}"
             )
         return value
 
@@ -212,7 +214,7 @@ def chosen_layers(count: int, wanted: list[int] | None) -> list[int]:
         return list(range(count))
     for layer in wanted:
         if not 0 <= layer < count:
-            raise ArgumentError(f"layers holds {layer}; allowed: 0 to {count - 1}")
+            raise ArgumentError(f"layers must be 0 to {count - 1}, got {layer}")
     return wanted
 
 
@@ -303,7 +305,7 @@ def _positive(tower: Tower, key: str, default: float | None) -> float | None:
     if value is None:
         return default
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise CheckpointError(f"{tower.checkpoint.path}: config.json: {key} is {value!r:.40}; allowed: a number > 0")
+        raise CheckpointError(f"{tower.checkpoint.path}: config.json: {key} must be a number > 0, got {value!r:.40}")
     return float(value)
 
 

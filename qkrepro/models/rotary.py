@@ -54,7 +54,7 @@ def rotary_of_layer(config: Mapping[str, Any], layer: int, d_head: int) -> Rotar
         dim = int(d_head * float(rope.get("partial_rotary_factor", 1.0)))
         base = float(rope.get("rope_theta", 10000.0))
         if kind not in KNOWN:
-            raise CheckpointError(f"config.json: rope type is {kind!r:.40}; allowed: {', '.join(KNOWN)}")
+            raise CheckpointError(f"config.json: rope type must be one of {', '.join(KNOWN)}, got {kind!r:.40}")
         if not (base > 0 and 0 <= dim <= d_head and dim % 2 == 0):
             raise ValueError(f"base {base} and {dim} of {d_head} dimensions")
         plain = base ** (-np.arange(0, dim, 2) / max(dim, 1))  # (n/2,)

@@ -70,9 +70,9 @@ def text_windows(text: str, words: list[str], longest: int) -> list[Tensor]:
     found = [word for word in found if word != EOS or EOS in number]  # the synthetic corpus has no lines
     unknown = next((word for word in found if word not in number), None)
     if unknown is not None and UNK not in number:
-        raise ArgumentError(f"text holds {unknown!r:.40}, which the model does not know; allowed: words of its corpus")
+        raise ArgumentError(f"text must hold words of the model's corpus, got {unknown!r:.40}")
     ids = torch.tensor([number.get(word, number.get(UNK, -1)) for word in found], dtype=torch.int64)
     if len(ids) < 2:
-        raise ArgumentError("text holds fewer than two tokens; allowed: a text with increments")
+        raise ArgumentError("text must hold at least two tokens, which have an increment, got fewer")
     windows = [ids[None, start : start + longest] for start in range(0, len(ids), longest)]  # (1, T) each
     return [window for window in windows if window.shape[1] > 1]

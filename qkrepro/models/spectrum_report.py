@@ -108,7 +108,7 @@ class TableOptions:
         check_integer("draws", self.draws, at_least=2)
         for distance in self.distances:
             if not 0 <= distance < float("inf"):
-                raise ArgumentError(f"distance is {distance!r}; allowed: numbers >= 0, in tokens")
+                raise ArgumentError(f"distance must be >= 0 tokens, got {distance!r}")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def layer_tables(
     tables = []
     for distance in options.distances:
         if distance != 0 and layer.rotary is None:
-            raise ArgumentError(f"distance is {distance:g}; allowed: 0, since this model has no rotary positions")
+            raise ArgumentError(f"distance must be 0, since this model has no rotary positions, got {distance:g}")
         core = read.core(distance, gains=options.fold_norm)
         tables.append(_columns(layer, read, products.between(core), distance, drawn, options))
     return tables

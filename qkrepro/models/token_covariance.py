@@ -46,7 +46,9 @@ def increment_covariances(model: str | Path, text: Path) -> dict[tuple[str, int]
     tower = open_towers(model)[0]  # of CLIP the text tower
     kind = tower.checkpoint.config["model_type"]
     if kind in WITHOUT_TEXT:
-        raise ArgumentError(f"text is given for a model of type {kind!r}, which reads images; allowed: models of text")
+        raise ArgumentError(
+            f"text must be given for a model that reads text, got one of type {kind!r}, which reads images"
+        )
     run: Callable[[Tensor], object]
     if kind == "qkrepro":
         from qkrepro.models.run_words import run_model, run_words, text_windows
@@ -71,7 +73,7 @@ def _read_text(text: Path) -> str:
     except OSError as error:
         raise ArgumentError(f"text is {str(text)!r}; it cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ArgumentError(f"text is {str(text)!r}; allowed: a file of UTF-8 text") from error
+        raise ArgumentError(f"text must be a file of UTF-8 text, got {str(text)!r}") from error
 
 
 def running_model(folder: Path, **options: Any) -> Any:

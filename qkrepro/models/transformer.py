@@ -43,9 +43,9 @@ class ModelConfig:
         check_number("dropout", self.dropout, at_least=0)
         check_choice("norm", self.norm, ("post", "pre"))
         if self.dropout >= 1:
-            raise ArgumentError(f"dropout is {self.dropout!r}; allowed: a number in [0, 1)")
+            raise ArgumentError(f"dropout must be in [0, 1), got {self.dropout!r}")
         if self.d_model % self.heads or self.d_model % 2:
-            raise ArgumentError(f"d_model is {self.d_model}; allowed: an even multiple of heads = {self.heads}")
+            raise ArgumentError(f"d_model must be an even multiple of heads = {self.heads}, got {self.d_model}")
 
 
 class QKWeights(NamedTuple):
@@ -197,7 +197,7 @@ class LanguageModel(nn.Module):
     def _embed(self, tokens: Tensor) -> Tensor:
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.config.max_length:
             allowed = f"(batch, length) with 1 <= length <= max_length = {self.config.max_length}"
-            raise ShapeError(f"tokens has shape {tuple(tokens.shape)}; allowed: {allowed}")
+            raise ShapeError(f"tokens must have shape {allowed}, got {tuple(tokens.shape)}")
         scaled = self.embedding(tokens) * math.sqrt(self.config.d_model)  # (batch, length, d_model)
         return self.dropout(scaled + self.positions[: tokens.shape[1]])  # type: ignore[no-any-return]
 

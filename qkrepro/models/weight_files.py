@@ -95,7 +95,7 @@ class SafetensorsFile:
         """The bytes of a floating-point tensor."""
         entry = self.entries[name]
         if entry.dtype not in FLOATS:
-            raise CheckpointError(f"{self.path}: {name} is {entry.dtype}; allowed: {', '.join(FLOATS)}")
+            raise CheckpointError(f"{self.path}: {name} must be one of {', '.join(FLOATS)}, got {entry.dtype}")
         with _open(self.path) as file:
             file.seek(entry.begin)
             return self._next(file, entry.end - entry.begin, name)
@@ -218,7 +218,7 @@ def _parse_json(path: Path, raw: bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {what} is not JSON ({one_line(error)})") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: {what} is a JSON {type(content).__name__}; allowed: an object")
+        raise CheckpointError(f"{path}: {what} must be a JSON object, got a {type(content).__name__}")
     return content
 
 
@@ -229,7 +229,7 @@ def _entry(path: Path, name: str, fields: Any, base: int) -> TensorEntry:
         raise CheckpointError(f"{path}: {name} has no dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise CheckpointError(f"{path}: {name} has dtype {dtype!r:.40}; allowed: {', '.join(sorted(BITS))}")
+        raise CheckpointError(f"{path}: {name} must have dtype one of {', '.join(sorted(BITS))}, got {dtype!r:.40}")
     if not (_counts(shape) and _counts(offsets) and len(offsets) == 2):
         raise CheckpointError(f"{path}: {name} has shape {shape!r:.60} and data_offsets {offsets!r:.60}")
     begin, end = offsets
@@ -241,7 +241,7 @@ def _entry(path: Path, name: str, fields: Any, base: int) -> TensorEntry:
 def check_name(path: Path, name: str) -> None:
     """Raise CheckpointError unless a tensor's name can be printed on one line."""
     if not name.isprintable():
-        raise CheckpointError(f"{path}: a tensor is called {name!r:.80}; allowed: printable names")
+        raise CheckpointError(f"{path}: names of tensors must be printable, got {name!r:.80}")
 
 
 def _counts(value: Any) -> bool:
@@ -263,7 +263,7 @@ def _weights_of_folder(folder: Path) -> Path:
             raise CheckpointError(f"{folder}: {len(others)} files of weights and no index ({listed}); name one of them")
         if others:
             return others[0]
-    raise CheckpointError(f"{folder}: no weights; allowed: {', '.join(WEIGHT_FILES)}, or shards with an index")
+    raise CheckpointError(f"{folder}: no weights; a model has {', '.join(WEIGHT_FILES)}, or shards with an index")
 
 
 def _open_weights(path: Path) -> WeightFile:
@@ -271,18 +271,18 @@ def _open_weights(path: Path) -> WeightFile:
         return SafetensorsFile(path)
     if path.suffix in (".bin", ".pt", ".pth"):
         return TorchFile(path)
-    raise CheckpointError(f"{path}: ends in {path.suffix!r}; allowed: .safetensors, .bin, .pt, .pth or a folder")
+    raise CheckpointError(f"{path}: must be a folder or end in .safetensors, .bin, .pt or .pth, got {path.suffix!r}")
 
 
 def _shards(index: Path) -> Iterator[tuple[str, WeightFile]]:
     """(tensor name, file) over the shards that an index names; each must lie in the index's own folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: no weight_map; allowed: an object of tensor names and file names")
+        raise CheckpointError(f"{index}: weight_map must be an object of tensor names and file names")
     files: dict[str, WeightFile] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or shard in ("", ".", "..") or set(shard) & {"/", "\\", "\0"}:
-            raise CheckpointError(f"{index}: {name} is in {shard!r:.80}; allowed: a file beside the index")
+            raise CheckpointError(f"{index}: {name} must be in a file beside the index, got {shard!r:.80}")
         if shard not in files:
             if not (index.parent / shard).is_file():
                 raise CheckpointError(f"{index}: shard {shard} is missing")
@@ -314,7 +314,7 @@ class TorchFile:
         for name in self.tensors:
             check_name(path, name)
         if not self.tensors:
-            raise CheckpointError(f"{path}: no tensors found; allowed: a state dict as torch.save writes it")
+            raise CheckpointError(f"{path}: no tensors found; the file must hold a state dict as torch.save writes it")
 
     def names(self) -> list[str]:
         """Names of the tensors, in the order of the state dict."""
@@ -331,7 +331,7 @@ class TorchFile:
     def read(self, name: str) -> Tensor:
         """A copy of the tensor in the file's own precision; CheckpointError unless it is floating point."""
         if self.dtype(name) not in FLOATS.values():
-            raise CheckpointError(f"{self.path}: {name} is {self.dtype(name)}; allowed: {', '.join(FLOATS)}")
+            raise CheckpointError(f"{self.path}: {name} must be one of {', '.join(FLOATS)}, got {self.dtype(name)}")
         return self.tensors[name].detach().clone()
 
     def array(self, name: str) -> NDArray[Any]:

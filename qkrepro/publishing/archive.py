@@ -46,7 +46,7 @@ def write_archive(root: Path, path: Path | None = None) -> Archive:
     target = path or root / "_build" / f"{name}.zip"
     records = record_origins(root)
     if not records:
-        raise RunError(f"{root / 'results'} holds no finished record; allowed: at least one")
+        raise RunError(f"{root / 'results'} holds no finished record")
     content = {file: (root / file).read_bytes() for file in archived_files(root)}
     content["records.csv"] = pd.DataFrame(records).to_csv(index=False, lineterminator="\n").encode()
     sums = "".join(f"{hashlib.sha256(raw).hexdigest()}  {file}\n" for file, raw in sorted(content.items()))

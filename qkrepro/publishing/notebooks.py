@@ -68,7 +68,9 @@ def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
                 raise ValueError("not of the form name = value")
             defaults[node.targets[0].id] = ast.literal_eval(node.value)
         except ValueError as error:
-            raise NotebookError(f"parameters cell, line {node.lineno}: {error}; allowed: name = plain value") from error
+            raise NotebookError(
+                f"parameters cell, line {node.lineno}: must be of the form name = plain value ({error})"
+            ) from error
     return defaults
 
 
@@ -130,7 +132,7 @@ def parameters_cell(notebook: NotebookNode) -> NotebookNode:
     """The one code cell tagged `parameters`; raises NotebookError when there is none or more."""
     cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1 or cells[0].cell_type != "code":
-        raise NotebookError(f"{len(cells)} cells are tagged `parameters`; allowed: exactly one, a code cell")
+        raise NotebookError(f"exactly one code cell must be tagged `parameters`, got {len(cells)} cells")
     return cells[0]
 
 

@@ -95,7 +95,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
     missing = [page for page in _pages(toc) if not _source(work, page)]
     if missing and not draft:
-        raise SiteError(f"_toc.yml names {', '.join(missing)}; allowed: pages that are there (or use --draft)")
+        raise SiteError(f"_toc.yml must name pages that are there (or use --draft), got {', '.join(missing)}")
     _drop(toc, missing)
     (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     write_interactive(work)

@@ -36,7 +36,7 @@ def attention_logits(tokens: Tensor, w: Tensor) -> Tensor:
     """
     check_square("w", w)
     if tokens.ndim < 2 or tokens.shape[-1] != w.shape[-1]:
-        raise ShapeError(f"tokens has shape {tuple(tokens.shape)}; allowed: (..., T, {w.shape[-1]}), as w is {w.shape}")
+        raise ShapeError(f"tokens must have shape (..., T, {w.shape[-1]}), got {tuple(tokens.shape)}")
     check_finite("tokens", tokens)
     x = tokens.double()
     return x @ w.double().mT @ x.mT  # (..., T, T): row t, column i is x_tᵀ Wᵀ x_i
@@ -102,20 +102,20 @@ def _visible(logits: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
     """Check the input and return the mask in the shape of the logits."""
     check_number("temperature", temperature, above=0)
     if logits.ndim < 1 or logits.shape[-1] == 0:
-        raise ShapeError(f"logits has shape {tuple(logits.shape)}; allowed: (..., T) with T >= 1")
+        raise ShapeError(f"logits must have shape (..., T) with T >= 1, got {tuple(logits.shape)}")
     check_finite("logits", logits)
     if mask is None:
         return torch.ones_like(logits, dtype=torch.bool)
     if mask.dtype != torch.bool:
-        raise ArgumentError(f"mask has dtype {mask.dtype}; allowed: torch.bool, True for visible")
+        raise ArgumentError(f"mask must have dtype torch.bool (True for visible), got {mask.dtype}")
     try:
         visible = mask.to(logits.device).broadcast_to(logits.shape)
     except RuntimeError:
         raise ShapeError(
-            f"mask has shape {tuple(mask.shape)}; allowed: one that broadcasts to logits {tuple(logits.shape)}"
+            f"mask must broadcast to the shape of logits {tuple(logits.shape)}, got {tuple(mask.shape)}"
         ) from None
     if not bool(visible.any(-1).all()):
-        raise ArgumentError("mask leaves a row without a visible key; allowed: at least one a row")
+        raise ArgumentError("mask must leave at least one visible key per row")
     return visible
 
 
@@ -134,8 +134,8 @@ def _complement(attention: Tensor) -> tuple[Tensor, Tensor]:
     worst = float((weights.sum(-1) - 1).abs().max())
     if bool((weights < 0).any()) or worst > 1e-3:
         raise ArgumentError(
-            f"attention has a smallest weight {float(weights.min()):.3g} and row sums up to {worst:.3g} away from 1; "
-            "allowed: probabilities (weights >= 0, sums within 0.001 of 1)"
+            "attention must hold probabilities (weights >= 0, rows that sum to 1 within 0.001), "
+            f"got a smallest weight {float(weights.min()):.3g} and a sum {worst:.3g} away from 1"
         )
     others = weights.masked_fill(weights > 0.5, 0.0).sum(-1, keepdim=True)  # at most one weight is above one half
     return weights, torch.where(weights > 0.5, others, 1 - weights)

@@ -99,13 +99,13 @@ def depth_experiment(
     """
     seed_list = list(seeds)
     if not spectra or not seed_list:
-        raise ArgumentError(f"spectra has {len(spectra)} entries and seeds {len(seed_list)}; allowed: one or more")
+        raise ArgumentError(f"spectra and seeds must not be empty, got {len(spectra)} and {len(seed_list)} entries")
     for spectrum in spectra:
         check_number("trace", spectrum.trace)
         check_number("spread", spectrum.spread, at_least=0)
     layers = set(range(stack.layers + 1) if measure_at is None else measure_at)
     if not layers <= set(range(stack.layers + 1)):
-        raise ArgumentError(f"measure_at is {sorted(layers)}; allowed: layers from 0 to {stack.layers}")
+        raise ArgumentError(f"measure_at must be layers from 0 to {stack.layers}, got {sorted(layers)}")
     for measure in measures:
         check_choice("measures", measure, MEASURES)
     chosen = ["residual", *(name for name in MEASURES if name in measures and name != "residual")]

@@ -143,9 +143,9 @@ def _checked_bound(sigma: Tensor | float, length: Tensor | int) -> tuple[Tensor,
     norm, size = torch.as_tensor(sigma, dtype=torch.float64), torch.as_tensor(length)
     check_finite("spectral_norm_logits", norm)
     if bool((norm < 0).any()):
-        raise ArgumentError(f"spectral_norm_logits is {float(norm.min()):g}; allowed: numbers >= 0")
+        raise ArgumentError(f"spectral_norm_logits must be >= 0, got {float(norm.min()):g}")
     if size.dtype.is_floating_point or size.dtype == torch.bool or bool((size < 1).any()):
-        raise ArgumentError(f"length is {length!r}; allowed: integers >= 1")
+        raise ArgumentError(f"length must be an integer >= 1, got {length!r}")
     try:
         shape = np.broadcast_shapes(norm.shape, size.shape)
     except ValueError:

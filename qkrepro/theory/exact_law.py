@@ -44,12 +44,12 @@ def interval_probability(m: Tensor, drift: Tensor, spread: float, lower: float, 
     """
     check_square("m", m)
     if m.ndim != 2:
-        raise ShapeError(f"m has shape {tuple(m.shape)}; allowed: (d, d)")
+        raise ShapeError(f"m must have shape (d, d), got {tuple(m.shape)}")
     check_number("spread", spread, above=0)
     drift = torch.as_tensor(drift, dtype=torch.float64)
     check_finite("drift", drift)
     if not lower < upper:
-        raise ArgumentError(f"lower is {lower!r} and upper {upper!r}; allowed: lower < upper")
+        raise ArgumentError(f"lower must be < upper, got {lower!r} and {upper!r}")
     largest = float(m.abs().max())
     if largest == 0 or drift.numel() == 0:
         return torch.full_like(drift, float(lower < 0 < upper))

@@ -87,12 +87,14 @@ def localization(theta: Any, rho: Any) -> Localization:
     """
     theta, rho = _check_theta(theta), _float64(rho)
     if theta.ndim != 1 or len(theta) < 2 or not bool((theta.diff() > 0).all()):
-        raise ShapeError(f"theta has shape {tuple(theta.shape)}; allowed: (n,), n >= 2, strictly increasing")
+        raise ShapeError(f"theta must have shape (n,), n >= 2, strictly increasing, got {tuple(theta.shape)}")
     if rho.shape[-1:] != theta.shape:
-        raise ShapeError(f"rho has shape {tuple(rho.shape)} and theta {tuple(theta.shape)}; allowed: (..., n) and (n,)")
+        raise ShapeError(
+            f"rho and theta must have shapes (..., n) and (n,), got {tuple(rho.shape)} and {tuple(theta.shape)}"
+        )
     check_finite("rho", rho)
     if bool((rho < 0).any()):
-        raise ArgumentError(f"rho has a minimum of {float(rho.min()):g}; allowed: values >= 0")
+        raise ArgumentError(f"rho must be >= 0, got {float(rho.min()):g}")
     return Localization(*profile_localization(theta, rho))
 
 
@@ -220,7 +222,7 @@ def whiten(w: Tensor, cov: Tensor | None = None) -> Tensor:
     that do not match, ArgumentError for a non-finite w or a cov that is not positive semi-definite.
     """
     if w.ndim != 2:
-        raise ShapeError(f"w has shape {tuple(w.shape)}; allowed: (d, d)")
+        raise ShapeError(f"w must have shape (d, d), got {tuple(w.shape)}")
     check_square("w", w)
     if cov is None:
         return w.double()
@@ -238,7 +240,7 @@ def _check_theta(theta: Any) -> Tensor:
     outside = ~((values > 0) & (values <= 1))
     if values.numel() == 0 or bool(outside.any()):
         found = f"{float(values[outside].flatten()[0]):g}" if values.numel() else "nothing"
-        raise ArgumentError(f"theta holds {found}; allowed: locations in (0, 1]")
+        raise ArgumentError(f"theta must be locations in (0, 1], got {found}")
     return values
 
 
@@ -249,7 +251,7 @@ def _check_moments(trace: Any, trace_sq: Any, frobenius_sq: Any, ndim: int) -> t
         check_finite(name, value)
     if bool((eta.abs() > frob * (1 + 1e-9)).any()):
         raise ArgumentError(
-            "trace_sq exceeds frobenius_sq in size; allowed: |tr M²| <= ‖M‖_F² (for symmetric M tr M² >= 0)"
+            "trace_sq must not exceed frobenius_sq in size: |tr M²| <= ‖M‖_F² (and tr M² >= 0 for symmetric M)"
         )
     tail = (..., *(None,) * ndim)
     return xi[tail], eta[tail], frob[tail]

@@ -33,7 +33,7 @@ def rank_residual(x: Tensor, norm: ResidualNorm = "frobenius") -> Tensor:
     measure = l1_linf_norm if norm == "l1-linf" else torch.linalg.matrix_norm
     size = measure(tokens)
     if bool((size == 0).any()):
-        raise ArgumentError("x holds a sequence of zero tokens only; allowed: at least one token that is not zero")
+        raise ArgumentError("x must hold at least one non-zero token in every sequence, got zeros alone")
     residual: Tensor = measure(tokens - tokens.mean(-2, keepdim=True)) / size
     return residual
 
@@ -55,10 +55,10 @@ def mean_cosine_similarity(x: Tensor) -> Tensor:
     tokens = checked_tokens(x)
     length = tokens.shape[-2]
     if length < 2:
-        raise ShapeError(f"x has shape {tuple(x.shape)}; allowed: (..., T, d) with T >= 2 tokens")
+        raise ShapeError(f"x must have shape (..., T, d) with T >= 2 tokens, got {tuple(x.shape)}")
     norms = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)  # (..., T, 1)
     if bool((norms == 0).any()):
-        raise ArgumentError(f"x holds {int((norms == 0).sum())} zero tokens; allowed: none, as they have no direction")
+        raise ArgumentError(f"x must hold no zero tokens, which have no direction, got {int((norms == 0).sum())}")
     total = (tokens / norms).sum(-2).square().sum(-1)  # ‖Σ x̂_t‖² = T + the sum over pairs
     mean: Tensor = (total - length) / (length * (length - 1))
     return mean
@@ -73,7 +73,7 @@ def stable_rank(x: Tensor) -> Tensor:
     gram = tokens @ tokens.mT if tokens.shape[-2] <= tokens.shape[-1] else tokens.mT @ tokens  # the smaller one
     largest = torch.linalg.eigvalsh(gram)[..., -1]
     if bool((largest <= 0).any()):
-        raise ArgumentError("x holds a sequence of zero tokens only; allowed: at least one token that is not zero")
+        raise ArgumentError("x must hold at least one non-zero token in every sequence, got zeros alone")
     rank: Tensor = tokens.square().sum((-2, -1)) / largest
     return rank
 
@@ -81,6 +81,6 @@ def stable_rank(x: Tensor) -> Tensor:
 def checked_tokens(x: Tensor) -> Tensor:
     """Tokens (..., T, d) in float64; ShapeError or ArgumentError unless they are tokens, all finite."""
     if x.ndim < 2 or 0 in x.shape[-2:]:
-        raise ShapeError(f"x has shape {tuple(x.shape)}; allowed: (..., T, d), neither of them 0")
+        raise ShapeError(f"x must have shape (..., T, d), neither T nor d 0, got {tuple(x.shape)}")
     check_finite("x", x)
     return x.double()

@@ -155,12 +155,12 @@ def factor(w: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
     d_model = w.shape[-1]
     check_integer("d_head", d_head, at_least=1)
     if d_head > d_model:
-        raise ArgumentError(f"d_head is {d_head}; allowed: at most d_model = {d_model}")
+        raise ArgumentError(f"d_head must be at most d_model = {d_model}, got {d_head}")
     u, s, vh = torch.linalg.svd(w.double())
     precision = torch.finfo(w.dtype).eps if w.dtype.is_floating_point else torch.finfo(torch.float64).eps
     rank = int((s > s[..., :1] * d_model * precision).sum(-1).max())
     if rank > d_head:
-        raise ArgumentError(f"w has rank {rank}; allowed: at most d_head = {d_head}")
+        raise ArgumentError(f"w must have rank at most d_head = {d_head}, got {rank}")
     root = s[..., :d_head, None].sqrt()  # (..., d_head, 1)
     return root * u.mT[..., :d_head, :], root * vh[..., :d_head, :]
 
@@ -172,16 +172,14 @@ def covariance_root(cov: Tensor, dim: int, *, name: str = "cov") -> Tensor:
     semi-definite (a rounding error of 1e-10 of the largest entry or eigenvalue is let through).
     """
     if cov.shape != (dim, dim):
-        raise ShapeError(f"{name} has shape {tuple(cov.shape)}; allowed: {(dim, dim)}")
+        raise ShapeError(f"{name} must have shape {(dim, dim)}, got {tuple(cov.shape)}")
     check_finite(name, cov)
     cov = cov.double()
     if float((cov - cov.mT).abs().max()) > 1e-10 * float(cov.abs().max()):
-        raise ArgumentError(f"{name} differs from its transpose by {float((cov - cov.mT).abs().max()):.3g}; allowed: 0")
+        raise ArgumentError(f"{name} must be symmetric, got a difference of {float((cov - cov.mT).abs().max()):.3g}")
     values, vectors = torch.linalg.eigh(cov)
     if float(values[0]) < -1e-10 * float(values.abs().max()):
-        raise ArgumentError(
-            f"{name} has an eigenvalue {float(values[0]):.3g}; allowed: a positive semi-definite matrix"
-        )
+        raise ArgumentError(f"{name} must be positive semi-definite, got the eigenvalue {float(values[0]):.3g}")
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
     return root
 
@@ -189,7 +187,7 @@ def covariance_root(cov: Tensor, dim: int, *, name: str = "cov") -> Tensor:
 def check_square(name: str, w: Tensor) -> None:
     """Raise ShapeError unless w is (..., d, d) with d >= 1, ArgumentError unless it is finite."""
     if w.ndim < 2 or w.shape[-2] != w.shape[-1] or 0 in w.shape:
-        raise ShapeError(f"{name} has shape {tuple(w.shape)}; allowed: square matrices (..., d, d)")
+        raise ShapeError(f"{name} must have shape (..., d, d), got {tuple(w.shape)}")
     check_finite(name, w)
 
 
@@ -200,11 +198,11 @@ def _check_random_spectrum(
     check_number("mean", mean)
     check_number("variance", variance, at_least=0)
     if dim == 1 and variance > 0:
-        raise ArgumentError(f"variance is {variance!r} at dim 1; allowed: 0, since one number does not vary")
+        raise ArgumentError(f"variance must be 0 at dim 1, since one number does not vary, got {variance!r}")
     if non_normality is not None:
         check_number("non_normality", non_normality, at_least=0)
         if symmetric:
-            raise ArgumentError(f"non_normality is {non_normality!r} with symmetric=True; allowed: None there")
+            raise ArgumentError(f"non_normality must be None with symmetric=True, got {non_normality!r}")
 
 
 def _standard_sample(shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -112,10 +112,10 @@ def total_variation(first: ArrayLike, second: ArrayLike) -> float:
     """
     profiles = [np.asarray(values, dtype=np.float64) for values in (first, second)]
     if profiles[0].shape != profiles[1].shape or profiles[0].ndim != 1:
-        raise ShapeError(f"profiles have shapes {profiles[0].shape} and {profiles[1].shape}; allowed: two equal (n,)")
+        raise ShapeError(f"profiles must have equal shapes (n,), got {profiles[0].shape} and {profiles[1].shape}")
     for profile in profiles:
         if not (profile >= 0).all() or not profile.sum() > 0:
-            raise ArgumentError(f"profile has sum {profile.sum():g}; allowed: values >= 0, not all of them 0")
+            raise ArgumentError(f"profile must hold values >= 0, not all of them 0, got the sum {profile.sum():g}")
     return float(np.abs(profiles[0] / profiles[0].sum() - profiles[1] / profiles[1].sum()).sum() / 2)
 
 

@@ -55,7 +55,7 @@ def ar1_tokens(
     """
     check_number("coefficient", coefficient)
     if abs(coefficient) >= 1:
-        raise ArgumentError(f"coefficient is {coefficient!r}; allowed: between -1 and 1, both excluded")
+        raise ArgumentError(f"coefficient must be in (-1, 1), got {coefficient!r}")
     noise = independent_tokens(length, dim, cov=cov, batch=batch, generator=generator)  # (*batch, length, dim)
     steps = [noise[..., 0, :]]  # the first token already has the stationary law
     for t in range(1, length):

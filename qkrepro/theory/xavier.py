@@ -82,7 +82,7 @@ def xavier_law(d_model: int, d_head: int, *, fan_out: int | None = None) -> Xavi
     check_integer("d_model", d_model, at_least=1)
     check_integer("d_head", d_head, at_least=1)
     if d_head > d_model:
-        raise ArgumentError(f"d_head is {d_head}; allowed: at most d_model = {d_model}")
+        raise ArgumentError(f"d_head must be at most d_model = {d_model}, got {d_head}")
     if fan_out is not None:
         check_integer("fan_out", fan_out, at_least=d_head)
     return XavierLaw(d_model, d_head, 2 / (d_model + (d_head if fan_out is None else fan_out)))

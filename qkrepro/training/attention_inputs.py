@@ -65,7 +65,7 @@ def _seen(number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
     given = dict(zip(names, args, strict=False)) | kwargs
     if given["key"] is not given["query"]:
-        raise ArgumentError("attention reads keys of another sequence than its queries; allowed: self-attention")
+        raise ArgumentError("attention must be self-attention, got keys of another sequence than the queries")
     tokens = given["query"].detach()
     tokens = tokens[None] if tokens.ndim == 2 else tokens if module.batch_first else tokens.transpose(0, 1)
     mask = given.get("attn_mask")

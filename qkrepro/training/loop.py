@@ -81,8 +81,8 @@ def updates_an_epoch(corpus: Corpus, configuration: RunConfiguration) -> int:
     blocks = (len(corpus.train) - configuration.length) // configuration.length
     if blocks < configuration.batch:
         raise CorpusError(
-            f"the training split has {len(corpus.train)} tokens, {max(blocks, 0)} blocks of length "
-            f"{configuration.length}; allowed: at least one batch of {configuration.batch}"
+            f"the training split must have at least one batch of {configuration.batch} blocks of length "
+            f"{configuration.length}, got {max(blocks, 0)} ({len(corpus.train)} tokens)"
         )
     return blocks // configuration.batch
 

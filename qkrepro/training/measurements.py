@@ -48,7 +48,7 @@ def cut(stream: Tensor, length: int, tokens: int | None = None) -> list[Block]:
     """
     whole = (len(stream) - 1) // length
     if whole < 1:
-        raise CorpusError(f"a split has {len(stream)} tokens; allowed: more than a sequence of {length}")
+        raise CorpusError(f"a split must have more tokens than a sequence of {length}, got {len(stream)}")
     inputs = stream[: whole * length].view(whole, length)
     targets = stream[1 : whole * length + 1].view(whole, length)
     if tokens is not None:

@@ -63,7 +63,7 @@ def learning_rate(
     check_integer("last", last, at_least=1)
     assert last is not None
     if max(update, warmup) > last:
-        raise ArgumentError(f"update is {update} and warmup {warmup}; allowed: at most last = {last}")
+        raise ArgumentError(f"update and warmup must be at most last = {last}, got {update} and {warmup}")
     return float(peak * min(update / warmup, (last + 1 - update) / (last + 1 - warmup)))
 
 

@@ -63,7 +63,7 @@ def is_recorded(folder: Path) -> bool:
 def copy_record(source: Path, target: Path) -> None:
     """Copy the files of a record, run.json last. Raises RunError when `source` is not a finished record."""
     if not is_recorded(source):
-        raise RunError(f"{source} holds no finished record; allowed: a folder with {', '.join(RECORD_FILES)}")
+        raise RunError(f"{source} holds no finished record, which has {', '.join(RECORD_FILES)}")
     for name in RECORD_FILES:
         write_atomically(target / name, (source / name).read_bytes())
 

@@ -59,7 +59,7 @@ def load_checkpoint(folder: Path, identity: str, model: nn.Module, optimizer: Op
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         if content["identity"] != identity:
-            raise RunError(f"{path} belongs to run {content['identity']}; allowed: {identity}")
+            raise RunError(f"{path} must belong to run {identity}, got {content['identity']}")
         progress = Progress(**content["progress"])
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])

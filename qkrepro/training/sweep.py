@@ -144,13 +144,11 @@ def _cluster(scheduler: str | None, workers: int) -> Iterator[Any]:
     try:
         client = distributed.Client(scheduler, timeout="20s")
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"scheduler is {scheduler!r}, which does not answer ({error}); allowed: tcp://HOST:PORT"
-        ) from error
+        raise RunError(f"scheduler must be tcp://HOST:PORT and answer, got {scheduler!r} ({error})") from error
     with client:
         several = {name: count for name, count in client.nthreads().items() if count > 1}
         if several:
-            raise RunError(f"workers have several threads: {several}; allowed: one run a worker (--nthreads 1)")
+            raise RunError(f"workers must have one thread each (--nthreads 1), got {several}")
         yield client
 
 
@@ -194,7 +192,7 @@ def _entries(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _parts(path: str | Path, content: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    error = RunError(f"{path} is no sweep; allowed: `fixed`, a mapping, and `lists`, a mapping to non-empty lists")
+    error = RunError(f"{path} is no sweep, which has `fixed`, a mapping, and `lists`, a mapping to non-empty lists")
     if not isinstance(content, dict) or not set(content) <= {"fixed", "lists"}:
         raise error
     fixed, lists = content.get("fixed") or {}, content.get("lists") or {}

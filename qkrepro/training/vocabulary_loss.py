@@ -76,7 +76,7 @@ class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         if torch.is_grad_enabled():  # the saved gradients know nothing of their own derivatives
-            raise ArgumentError("create_graph is True; allowed: False, since vocabulary_loss is differentiable once")
+            raise ArgumentError("create_graph must be False, since vocabulary_loss is differentiable once, got True")
         grad_hidden, grad_embedding = ctx.saved_tensors
         if grad.device.type == "cpu" and grad.item() == 1:  # two passes over memory saved in an ordinary backward()
             return grad_hidden, grad_embedding, None, None, None
@@ -139,15 +139,15 @@ def _check(hidden: Tensor, embedding: Tensor, targets: Tensor, precision: str) -
     check_choice("precision", precision, PRECISIONS)
     if embedding.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != embedding.shape[1]:
         shapes = f"{tuple(hidden.shape)} and {tuple(embedding.shape)}"
-        raise ShapeError(f"hidden and embedding have shapes {shapes}; allowed: (..., d_model), (vocabulary, d_model)")
+        raise ShapeError(f"hidden and embedding must have shapes (..., d_model), (vocabulary, d_model), got {shapes}")
     if hidden.shape[:-1] != targets.shape or targets.numel() == 0:
-        raise ShapeError(f"targets has shape {tuple(targets.shape)}; allowed: {tuple(hidden.shape[:-1])}, not empty")
+        raise ShapeError(f"targets must have shape {tuple(hidden.shape[:-1])}, not empty, got {tuple(targets.shape)}")
     if targets.dtype != torch.int64 or embedding.dtype not in (torch.float32, torch.float64):
         found = f"{embedding.dtype} and {targets.dtype}"
-        raise ArgumentError(f"embedding and targets are {found}; allowed: torch.float32 or torch.float64, torch.int64")
+        raise ArgumentError(f"embedding must be float32 or float64 and targets int64, got {found}")
     if not hidden.is_floating_point():
-        raise ArgumentError(f"hidden is {hidden.dtype}; allowed: a floating dtype")
+        raise ArgumentError(f"hidden must have a floating dtype, got {hidden.dtype}")
     if targets.device.type == "cpu":  # on an accelerator the kernels check, without waiting for it
         least, most = targets.aminmax()
         if least < 0 or most >= embedding.shape[0]:
-            raise ArgumentError(f"targets holds {int(least)} to {int(most)}; allowed: 0 to {embedding.shape[0] - 1}")
+            raise ArgumentError(f"targets must be 0 to {embedding.shape[0] - 1}, got {int(least)} to {int(most)}")

@@ -67,7 +67,7 @@ def seen_model(
     if folder is not None:
         weights = Path(folder) / BEST
         if not weights.is_file():
-            raise RunError(f"{weights} is not there; allowed: the folder in which a run was trained")
+            raise RunError(f"{weights} is missing: it stands in the folder in which a run was trained")
         model.load_state_dict(safetensors.torch.load_file(weights))
     blocks = cut(corpus.valid, configuration.length, configuration.measured_sequences * configuration.length)
     return Seen(model, blocks[0].inputs)
@@ -104,7 +104,7 @@ def variance_growth(x: Tensor) -> Tensor:
     t for a walk; ½ everywhere for independent tokens. Raises ShapeError for fewer than two sequences.
     """
     if len(x) < 2:
-        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), sequences >= 2")
+        raise ShapeError(f"tokens must have shape (sequences, T, d), sequences >= 2, got {tuple(x.shape)}")
     return x.double().var(0).sum(-1) / increment_covariance(x.double()).trace()
 
 
@@ -122,7 +122,7 @@ def path_share(x: Tensor) -> float:
     """
     steps = _increments(x) - _increments(x).mean((0, 1))  # (sequences, T − 1, d)
     if len(x) < 2:
-        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), sequences >= 2")
+        raise ShapeError(f"tokens must have shape (sequences, T, d), sequences >= 2, got {tuple(x.shape)}")
     noise = steps.var(0).sum(-1) / len(x)  # (T − 1,), variance of the mean step
     return float((steps.mean(0).square().sum(-1) - noise).mean() / steps.square().sum(-1).mean())
 
@@ -198,7 +198,7 @@ def law_distances(laws: pd.DataFrame) -> dict[str, float]:
 
 def _increments(x: Tensor) -> Tensor:
     if x.ndim != 3 or x.shape[1] < 3:
-        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), T >= 3")
+        raise ShapeError(f"tokens must have shape (sequences, T, d), T >= 3, got {tuple(x.shape)}")
     return x.double().diff(dim=1)
 
 
@@ -326,6 +326,6 @@ def read_walk_records(sweep: str | Path) -> WalkTables:
         except (ValueError, OSError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
         if list(table.columns) != expected:
-            raise RunError(f"{path} is damaged: its columns are {list(table.columns)}; allowed: {expected}")
+            raise RunError(f"{path} is damaged: its columns must be {expected}, got {list(table.columns)}")
         tables.append(table)
     return WalkTables(*tables)
