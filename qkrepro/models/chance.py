@@ -5,15 +5,19 @@ the head's own Frobenius norm, so that a head is compared with random heads of i
 Statistics are NumPy arrays, float64; the functions of numbers take tensors too.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qkrepro.models.head_products import Array, HeadProducts, products_in_covariance, random_products
 from qkrepro.theory.gaussian_profile import gaussian_profile, limit_law, profile_localization
 from qkrepro.theory.normal_law import normal_cdf
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Complex128, Float64
 
 THETA = np.arange(1, 101) / 100  # locations of the profiles behind localization
 PIECE = 2**16  # numbers of profiles at a time, which stay in the cache
@@ -48,14 +52,18 @@ def random_heads(d_head: int, d_model: int, draws: int, seed: int, cov: Any = No
     return products_in_covariance(w_q, w_k, cov)
 
 
-def top_share(eigenvalues: NDArray[np.complex128]) -> Array:
+def top_share(
+    eigenvalues: Complex128[np.ndarray, "*heads d_head"],
+) -> Float64[np.ndarray, "*heads"]:
     """Share of Σ|λ| in the largest |λ|, (...); 1/d_head when all are equal in size."""
     size = np.abs(eigenvalues)
     with np.errstate(invalid="ignore"):  # W = 0 has none: NaN
         return np.asarray(size.max(-1) / size.sum(-1))
 
 
-def relative_variance(eigenvalues: NDArray[np.complex128]) -> Array:
+def relative_variance(
+    eigenvalues: Complex128[np.ndarray, "*heads d_head"],
+) -> Float64[np.ndarray, "*heads"]:
     """mean |λ − μ|² / |μ|² over the given eigenvalues, (...): 0 when they all agree."""
     mean = eigenvalues.mean(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -86,7 +94,9 @@ def localization_of(trace: Array, trace_sq: Array, frobenius_sq: Array, temperat
         return profile_localization(THETA, rho)
 
 
-def null_localization(draws: NullDraws, frobenius_sq: Array, temperature: float) -> Array:
+def null_localization(
+    draws: NullDraws, frobenius_sq: Float64[np.ndarray, " heads"], temperature: float
+) -> Float64[np.ndarray, "heads draws"]:
     """Localization index of the random heads scaled to each head's Frobenius norm, (heads, draws).
 
     A head of norm s at temperature λ has the profile of the same head of norm 1 at λ/s. All heads share the moments of

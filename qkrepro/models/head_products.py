@@ -6,11 +6,16 @@ draw changes the products, not what is computed from them. NumPy arrays througho
 need not import PyTorch. Source: book, "The eigenspectrum"; the cyclic property of trace and spectrum.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float64
 
 Array = NDArray[np.float64]
 PIECE = 2**20  # numbers that become float64 at a time, 8 MB
@@ -30,7 +35,7 @@ class HeadProducts:
         """Number of eigenvalues that can differ from zero."""
         return int(self.cross.shape[-1])
 
-    def between(self, core: Array | None) -> "HeadProducts":
+    def between(self, core: Array | None) -> HeadProducts:
         """The products of W = w_qᵀ C w_k, C (d_head, d_head): a rotation between query and key, or gains."""
         if core is None:
             return self
@@ -121,7 +126,9 @@ def random_products(d_head: int, d_model: int, draws: int, seed: int) -> HeadPro
     return HeadProducts(first @ left.mT, left @ left.mT, gram_k, d_model)
 
 
-def _wishart_root(size: int, columns: int, draws: int, generator: np.random.Generator) -> Array:
+def _wishart_root(
+    size: int, columns: int, draws: int, generator: np.random.Generator
+) -> Float64[np.ndarray, "draws size k"]:
     """L (draws, size, k) with L Lᵀ distributed as G Gᵀ, G a Gaussian (size, columns); k = min(size, columns)."""
     if columns < size:
         return generator.standard_normal((draws, size, columns))

@@ -109,8 +109,8 @@ def _module_digest(path: Path, version: int) -> str:
     source = path.read_text(encoding="utf-8")
     lines, dropped = source.splitlines(), set[int]()
     for node in ast.walk(ast.parse(source)):
-        documented = isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        if documented and ast.get_docstring(node) is not None:
+        documented = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
             dropped.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return _digest("\n".join(line for number, line in enumerate(lines, 1) if line.strip() and number not in dropped))
 

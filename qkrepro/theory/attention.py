@@ -5,13 +5,18 @@ broadcasts to it) says which keys are visible, True for visible. Everything is f
 Source: book, "The softmax and its linearisation"; theory, piecewise-linear softmax (reported of arXiv 2402.02098).
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from qkrepro.errors import ArgumentError, ShapeError, check_finite, check_integer, check_number
 from qkrepro.theory.spectrum import check_square
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Bool, Float, Float64, Int8
 
 
 class GradientMass(NamedTuple):
@@ -21,13 +26,15 @@ class GradientMass(NamedTuple):
     total: Tensor  # (...), 1 − Σ A_i² = the sum over sites; 0 for one-hot attention, 1 − 1/T for uniform
 
 
-def causal_mask(length: int) -> Tensor:
+def causal_mask(length: int) -> Bool[Tensor, "length length"]:
     """Lower-triangular (length, length) mask: query t (row) sees keys 1 … t (columns). Raises for length < 1."""
     check_integer("length", length, at_least=1)
     return torch.ones(length, length, dtype=torch.bool).tril()
 
 
-def attention_logits(tokens: Tensor, w: Tensor) -> Tensor:
+def attention_logits(
+    tokens: Float[Tensor, "*batch T d"], w: Float[Tensor, "*weights d d"]
+) -> Float64[Tensor, "... T T"]:
     """Logits ω[t, i] = x_iᵀ W x_t of every query t (row) and key i (column); row T is the setting of the theory.
 
     tokens: (..., T, d); w: (d, d) or (..., d, d). Returns float64, (..., T, T), unmasked, not divided by λ.
@@ -42,7 +49,9 @@ def attention_logits(tokens: Tensor, w: Tensor) -> Tensor:
     return x @ w.double().mT @ x.mT  # (..., T, T): row t, column i is x_tᵀ Wᵀ x_i
 
 
-def softmax_attention(logits: Tensor, temperature: float = 1.0, *, mask: Tensor | None = None) -> Tensor:
+def softmax_attention(
+    logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Tensor | None = None
+) -> Float64[Tensor, "*batch T"]:
     """Softmax of logits / temperature over the visible keys; hidden ones get 0.
 
     logits: (..., T), finite. temperature: λ > 0 (√d_head in a standard layer). Returns float64, (..., T).
@@ -52,7 +61,9 @@ def softmax_attention(logits: Tensor, temperature: float = 1.0, *, mask: Tensor 
     return torch.softmax((logits.double() / temperature).masked_fill(~visible, -torch.inf), dim=-1)
 
 
-def piecewise_linear_attention(logits: Tensor, temperature: float = 1.0, *, mask: Tensor | None = None) -> Tensor:
+def piecewise_linear_attention(
+    logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Tensor | None = None
+) -> Float64[Tensor, "*batch T"]:
     """Softmax to first order around equal logits, clipped: S_i = clip(1/T + (ω_i − ω̄)/(λT), 0, 1).
 
     T is the number of visible keys and ω̄ their mean logit, so a causal row t uses T = t. Hidden keys get 0.
@@ -63,7 +74,9 @@ def piecewise_linear_attention(logits: Tensor, temperature: float = 1.0, *, mask
     return ((1 + centred / temperature) / count).clamp(0, 1).masked_fill(~visible, 0.0)
 
 
-def saturation(logits: Tensor, temperature: float = 1.0, *, mask: Tensor | None = None) -> Tensor:
+def saturation(
+    logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Tensor | None = None
+) -> Int8[Tensor, "*batch T"]:
     """Where the linearisation is clipped: −1 below (ω_i − ω̄ <= −λ), +1 above (>= λ(T − 1)), 0 where gradient passes.
 
     A key that is alone (T = 1) counts as +1, a hidden key as −1: neither passes gradient. Returns int8, (..., T).
@@ -75,7 +88,7 @@ def saturation(logits: Tensor, temperature: float = 1.0, *, mask: Tensor | None 
     return high.to(torch.int8) - (low & ~high).to(torch.int8)
 
 
-def attention_entropy(attention: Tensor) -> Tensor:
+def attention_entropy(attention: Float[Tensor, "*batch T"]) -> Float64[Tensor, "*batch"]:
     """Entropy −Σ A_i log A_i of attention weights, in nats, between 0 (one-hot) and log T (uniform).
 
     attention: (..., T), rows that are probabilities. Returns float64, (...). Accurate down to entropies of 1e-300,

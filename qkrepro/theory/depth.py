@@ -5,10 +5,12 @@ float64: residuals fall to 1e-10 within a few dozen layers, entropies further.
 Source: book, "Rank collapse" and "Both at once"; claim of arXiv 2402.02098 (abstract), experiment ours.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -19,6 +21,9 @@ from qkrepro.theory.attention import attention_entropy, attention_logits, causal
 from qkrepro.theory.rank import mean_cosine_similarity, rank_residual, stable_rank
 from qkrepro.theory.spectrum import random_spectrum_matrix
 from qkrepro.theory.tokens import ar1_tokens, independent_tokens, random_walk
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 TokenLaw = Literal["random walk", "independent", "AR(1)"]
 TOKEN_LAWS: tuple[TokenLaw, ...] = ("random walk", "independent", "AR(1)")
@@ -118,7 +123,7 @@ def depth_experiment(
     return table
 
 
-def draw_tokens(stack: Stack, generator: Generator) -> Tensor:
+def draw_tokens(stack: Stack, generator: Generator) -> Float64[Tensor, "T d"]:
     """One sequence of the stack's token law, (T, d) float64, through LayerNorm when the stack normalises its input."""
     if stack.tokens == "random walk":
         x = random_walk(stack.length, stack.dim, batch=1, generator=generator)[0]
@@ -129,7 +134,7 @@ def draw_tokens(stack: Stack, generator: Generator) -> Tensor:
     return _layer_norm(x) if stack.normalise_input else x
 
 
-def layer_entropy(attention: Tensor, *, causal: bool = True) -> Tensor:
+def layer_entropy(attention: Float[Tensor, "*batch T T"], *, causal: bool = True) -> Float64[Tensor, "*batch"]:
     """Mean entropy of the queries, over the last half of them when causal (early ones see few tokens); nats.
 
     attention: (..., T, T). Returns float64, (...).
@@ -138,7 +143,7 @@ def layer_entropy(attention: Tensor, *, causal: bool = True) -> Tensor:
     return attention_entropy(rows).mean(-1)
 
 
-def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> Tensor:
+def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> Float64[Tensor, "spectra T T"]:
     """Attention of the first layer of `depth_experiment`, for looking at: (S, T, T) float64, a spectrum an entry."""
     generator = Generator().manual_seed(seed)
     x = draw_tokens(stack, generator)

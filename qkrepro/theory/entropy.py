@@ -9,9 +9,11 @@ Closed forms for the true softmax when all eigenvalues are equal: on raw walks a
 `entropy.high_temperature_deficit`. Source: book, "Theory: entropy and rank" (ours).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,9 @@ from torch import Tensor
 from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite, check_integer, check_number
 from qkrepro.theory.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
 from qkrepro.theory.spectrum import SpectrumMoments
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 BoundKind = Literal["zhai", "centred", "logits"]
 BOUND_KINDS: tuple[BoundKind, ...] = ("zhai", "centred", "logits")
@@ -52,7 +57,9 @@ def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor
     return torch.where(size > 1, rest + ratio.log(), torch.full_like(rest, -torch.inf))
 
 
-def causal_logit_norms(tokens: Tensor, w: Tensor, *, kind: BoundKind = "zhai") -> Tensor:
+def causal_logit_norms(
+    tokens: Float[Tensor, "*batch T d"], w: Float[Tensor, "*weights d d"], *, kind: BoundKind = "zhai"
+) -> Float64[Tensor, "... T"]:
     """σ̄ λ of every causal row, from what row t sees: T = t and its t visible tokens X (x_t the query, x̄ their mean).
 
     kind, from the published bound to the sharpest of this family, each at most the one before:
@@ -78,8 +85,13 @@ def causal_logit_norms(tokens: Tensor, w: Tensor, *, kind: BoundKind = "zhai") -
 
 
 def causal_entropy_bounds(
-    tokens: Tensor, w: Tensor, temperature: float = 1.0, *, kind: BoundKind = "zhai", log: bool = False
-) -> Tensor:
+    tokens: Float[Tensor, "*batch T d"],
+    w: Float[Tensor, "*weights d d"],
+    temperature: float = 1.0,
+    *,
+    kind: BoundKind = "zhai",
+    log: bool = False,
+) -> Float64[Tensor, "... T"]:
     """Lower bound on the entropy of every causal row, with σ̄ of `causal_logit_norms`, whose arguments it takes.
 
     temperature: λ > 0. Returns float64 nats, (..., T), the first of each row 0; with log=True the logarithm of it
@@ -130,7 +142,7 @@ def high_temperature_deficit(moments: SpectrumMoments, length: int, temperature:
     return deficit
 
 
-def extremal_logits(sigma: float, length: int) -> Tensor:
+def extremal_logits(sigma: float, length: int) -> Float64[Tensor, " length"]:
     """The centred logits of Euclidean norm σ̄ with the least entropy: one up, the others equal; float64, (length,)."""
     check_number("sigma", sigma, at_least=0)
     _, size = _checked_bound(sigma, length)
@@ -155,7 +167,7 @@ def _checked_bound(sigma: Tensor | float, length: Tensor | int) -> tuple[Tensor,
     return norm.broadcast_to(shape), size.to(norm.device, torch.float64).broadcast_to(shape)
 
 
-def geometric_attention(kappa: float, length: int) -> Tensor:
+def geometric_attention(kappa: float, length: int) -> Float64[Tensor, " length"]:
     """Attention of the last token of a raw walk when T ≪ d: geometric with ratio e^{−κ} from the last token back.
 
     kappa: any finite number; length: T >= 2 tokens. Returns float64, (T,), positions 1 … T.

@@ -5,9 +5,11 @@ centred logit of token i is γ UᵀMU + √c ZᵀMU with U, Z standard normal, �
 ρ_i = P(−λ < logit < λ(T − 1)). Source: book, "Theory: signal propagation" (reported of arXiv 2402.02098; derived).
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +18,9 @@ from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite
 from qkrepro.theory.exact_law import interval_probability
 from qkrepro.theory.gaussian_profile import gaussian_profile, limit_law, profile_localization
 from qkrepro.theory.spectrum import check_square, covariance_root, matrix_moments
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 METHODS = ("limit", "exact")
 
@@ -215,7 +220,7 @@ def _count_hits(
     return hits
 
 
-def whiten(w: Tensor, cov: Tensor | None = None) -> Tensor:
+def whiten(w: Float[Tensor, "d d"], cov: Tensor | None = None) -> Float64[Tensor, "d d"]:
     """M = Σ^{1/2} W Σ^{1/2}, the query-key matrix in whitened variables; float64, (d, d).
 
     w: (d, d). cov: (d, d), covariance Σ of the walk's increments; None is the identity. Raises ShapeError for shapes

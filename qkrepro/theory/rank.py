@@ -4,7 +4,9 @@ Tokens are (..., T, d), one row a token, of any floating dtype; measures are flo
 Source: book, "Rank collapse"; Dong, Cordonnier, Loukas 2021 (arXiv 2103.03404); Noci et al. 2022 (arXiv 2206.03126).
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +15,14 @@ from torch import Tensor
 
 from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite
 
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
+
 ResidualNorm = Literal["frobenius", "l1-linf"]
 Array = npt.NDArray[np.float64]
 
 
-def rank_residual(x: Tensor, norm: ResidualNorm = "frobenius") -> Tensor:
+def rank_residual(x: Float[Tensor, "*batch T d"], norm: ResidualNorm = "frobenius") -> Float64[Tensor, "*batch"]:
     """Relative distance of the tokens from being all equal, ‖x − 1x̄ᵀ‖ / ‖x‖ with x̄ the mean token.
 
     "frobenius": the mean token is the exact minimiser over all tokens; the value lies between 0 (equal tokens) and 1.
@@ -38,14 +43,14 @@ def rank_residual(x: Tensor, norm: ResidualNorm = "frobenius") -> Tensor:
     return residual
 
 
-def l1_linf_norm(x: Tensor) -> Tensor:
+def l1_linf_norm(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch"]:
     """√(largest absolute column sum × largest absolute row sum) of matrices (..., T, d); float64, (...)."""
     size = checked_tokens(x).abs()
     value: Tensor = (size.sum(-2).amax(-1) * size.sum(-1).amax(-1)).sqrt()
     return value
 
 
-def mean_cosine_similarity(x: Tensor) -> Tensor:
+def mean_cosine_similarity(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch"]:
     """Mean cosine of the angle between two different tokens, 1 when all point the same way, ≈ 0 for independent ones.
 
     x: (..., T, d) with T >= 2. Returns float64, (...), between −1/(T − 1) and 1.
@@ -64,7 +69,7 @@ def mean_cosine_similarity(x: Tensor) -> Tensor:
     return mean
 
 
-def stable_rank(x: Tensor) -> Tensor:
+def stable_rank(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch"]:
     """‖x‖_F² / ‖x‖₂², between 1 (rank one) and min(T, d).
 
     x: (..., T, d). Returns float64, (...). Raises as `rank_residual` does.
@@ -78,7 +83,7 @@ def stable_rank(x: Tensor) -> Tensor:
     return rank
 
 
-def checked_tokens(x: Tensor) -> Tensor:
+def checked_tokens(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch T d"]:
     """Tokens (..., T, d) in float64; ShapeError or ArgumentError unless they are tokens, all finite."""
     if x.ndim < 2 or 0 in x.shape[-2:]:
         raise ShapeError(f"x must have shape (..., T, d), neither T nor d 0, got {tuple(x.shape)}")

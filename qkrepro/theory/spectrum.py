@@ -4,12 +4,18 @@ Everything is float64, and no moment forms a d_model × d_model matrix. "Mean" a
 over all d_model eigenvalues, the zeros included. Source: book, "The eigenspectrum"; arXiv 2402.02098 (abstract).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from qkrepro.errors import ArgumentError, ShapeError, check_finite, check_integer, check_number, check_qk_shapes
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Complex128, Float, Float64
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class SpectrumMoments:
         return self.trace_sq / self.d_model - self.eigen_mean.square()
 
 
-def qk_matrix(w_q: Tensor, w_k: Tensor) -> Tensor:
+def qk_matrix(
+    w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
+) -> Float64[Tensor, "*batch d_model d_model"]:
     """Return W_QK = w_qᵀ w_k itself, for looking at: nothing else in this module needs it.
 
     w_q, w_k: (..., d_head, d_model), the weights of the query and key projections (q = w_q x, k = w_k x).
@@ -49,7 +57,9 @@ def qk_matrix(w_q: Tensor, w_k: Tensor) -> Tensor:
     return w
 
 
-def qk_eigenvalues(w_q: Tensor, w_k: Tensor) -> Tensor:
+def qk_eigenvalues(
+    w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
+) -> Complex128[Tensor, "*batch d_head"]:
     """Eigenvalues of W_QK = w_qᵀ w_k that can differ from zero, per head.
 
     w_q, w_k: (..., d_head, d_model), the weights of the query and key projections (q = w_q x).
@@ -63,7 +73,9 @@ def qk_eigenvalues(w_q: Tensor, w_k: Tensor) -> Tensor:
     return values
 
 
-def qk_moments(w_q: Tensor, w_k: Tensor) -> SpectrumMoments:
+def qk_moments(
+    w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
+) -> SpectrumMoments:
     """Moments of W_QK = w_qᵀ w_k, per head, from d_head × d_head products alone.
 
     w_q, w_k: (..., d_head, d_model). Returns float64 tensors of the leading shape (...).
@@ -85,7 +97,7 @@ def qk_moments(w_q: Tensor, w_k: Tensor) -> SpectrumMoments:
     )
 
 
-def matrix_moments(w: Tensor) -> SpectrumMoments:
+def matrix_moments(w: Float[Tensor, "*batch d d"]) -> SpectrumMoments:
     """Moments of matrices that are given whole: w (..., d, d), real. Returns float64 tensors of the leading shape.
 
     Raises ShapeError unless w is square, ArgumentError for non-finite entries.
@@ -110,7 +122,7 @@ def random_spectrum_matrix(
     non_normality: float | None = None,
     batch: tuple[int, ...] = (),
     generator: Generator,
-) -> Tensor:
+) -> Float64[Tensor, "... dim dim"]:
     """Draw W = U (D + N) Uᵀ whose dim real eigenvalues have exactly this mean and variance.
 
     D: a Gaussian sample shifted and scaled to the exact mean and (population) variance; U: a Haar-random rotation.
@@ -136,7 +148,7 @@ def random_spectrum_matrix(
     return (w + w.mT) / 2 if symmetric else w
 
 
-def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generator) -> Tensor:
+def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generator) -> Float64[Tensor, "... dim dim"]:
     """Haar-random orthogonal matrices, float64, (*batch, dim, dim): QR of a Gaussian with the signs of R moved to Q."""
     check_integer("dim", dim, at_least=1)
     q, r = torch.linalg.qr(_normal((*batch, dim, dim), generator))
@@ -165,7 +177,7 @@ def factor(w: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
     return root * u.mT[..., :d_head, :], root * vh[..., :d_head, :]
 
 
-def covariance_root(cov: Tensor, dim: int, *, name: str = "cov") -> Tensor:
+def covariance_root(cov: Float[Tensor, "d d"], dim: int, *, name: str = "cov") -> Float64[Tensor, "d d"]:
     """Symmetric square root Σ^{1/2} of a covariance matrix, float64, (dim, dim).
 
     Raises ShapeError unless cov is (dim, dim), ArgumentError when it is not finite, not symmetric or not positive

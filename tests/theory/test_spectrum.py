@@ -181,7 +181,7 @@ def test_rank_is_judged_at_the_precision_of_the_dtype():
 
 
 def test_factor_refuses_a_rank_above_d_head():
-    with pytest.raises(ArgumentError, match="w has rank 5; allowed: at most d_head = 4"):
+    with pytest.raises(ArgumentError, match="w must have rank at most d_head = 4, got 5"):
         factor(torch.eye(5), 4)
 
 
