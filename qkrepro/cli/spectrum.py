@@ -73,7 +73,7 @@ def run_spectrum(request: SpectrumRequest, say: Callable[[str], None]) -> None:
 
 
 def write_table(table: Columns, kind: str, out: Path | None, say: Callable[[str], None]) -> None:
-    """The table as text, CSV, JSON (records) or Parquet; to the file whole or not at all, or said."""
+    """Write the table as text, CSV, JSON (records) or Parquet to the file, whole or not at all, or log it."""
     if kind == "parquet":
         import pandas as pd
 
@@ -88,7 +88,7 @@ def write_table(table: Columns, kind: str, out: Path | None, say: Callable[[str]
 
 
 def parse_layers(text: str) -> list[int]:
-    """`0-5,7` as a list of layers in the order given, each once; ArgumentError for anything else."""
+    """Return `0-5,7` as a list of layers in the order given, each once; ArgumentError for anything else."""
     layers: list[int] = []
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
@@ -102,7 +102,7 @@ def parse_layers(text: str) -> list[int]:
 
 
 def parse_distances(text: str) -> tuple[float, ...]:
-    """`0,1,8,64` as numbers of tokens; ArgumentError for anything else."""
+    """Return `0,1,8,64` as numbers of tokens; ArgumentError for anything else."""
     try:
         return tuple(dict.fromkeys(float(piece) for piece in text.split(",")))
     except ValueError as error:
@@ -110,7 +110,7 @@ def parse_distances(text: str) -> tuple[float, ...]:
 
 
 def notes(layer: QKLayer, options: TableOptions) -> Iterator[str]:
-    """What a reader of the table should know of this model, one sentence each."""
+    """Yield what a reader of the table should know of this model, one sentence each."""
     yield "Percent and z: among random heads of the same shape and size. Every column, in full: --format csv."
     if layer.b_q is not None and layer.rotary is None:
         yield (
@@ -181,14 +181,20 @@ def _tables(towers: list[Tower], wanted: list[int] | None, options: TableOptions
 
 
 def _threads() -> int:
-    """Layers to read at once: one a processor that this process may use, or OMP_NUM_THREADS, four at most."""
+    """Return the layers to read at once.
+
+    One per processor that this process may use, or OMP_NUM_THREADS, four at most.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     stated = os.environ.get("OMP_NUM_THREADS", "")
     return min(THREADS, int(stated) if stated.isdecimal() and int(stated) else usable)
 
 
 def _in_order(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[Any]:
-    """Results of `work` in the order of the items, some items at a time in threads, never more than that at once."""
+    """Yield the results of `work` in the order of the items.
+
+    Some items at a time in threads, never more than that at once.
+    """
     with ThreadPoolExecutor(threads) as pool:
         running: deque[Future[Any]] = deque()
         try:
@@ -203,7 +209,7 @@ def _in_order(work: Callable[[Any], Any], items: Sequence[Any], threads: int) ->
 
 
 def _with_bar(results: Iterable[Any], total: int) -> Iterable[Any]:
-    """The results, counted by a progress bar when a person looks on."""
+    """Return the results, counted by a progress bar on a terminal."""
     if not sys.stderr.isatty():
         return results
     from tqdm import tqdm

@@ -14,7 +14,7 @@ from qkrepro.models.packing import QKParameters
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel (`module`) and torch.compile (`_orig_mod`), in any order."""
+    """Return the model inside DistributedDataParallel (`module`) and torch.compile (`_orig_mod`), in any order."""
     for _ in range(8):
         inner = model._modules.get("module") or model._modules.get("_orig_mod")
         if inner is None or len(model._modules) != 1:
@@ -63,7 +63,7 @@ def _parameters(modules: dict[str, nn.Module], name: str, naming: Naming, config
 
 
 def trainer_callback(locater: Any) -> Any:
-    """A callback for the Trainer of `transformers` that adds LocAteR's gradient before each step of the optimiser.
+    """Return a callback for the Trainer of `transformers` that adds LocAteR's gradient before each optimiser step.
 
         Trainer(model, arguments, train_dataset=data, callbacks=[trainer_callback(LocAteR.for_model(model))])
 

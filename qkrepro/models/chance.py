@@ -34,7 +34,7 @@ class NullDraws:
 
 
 def null_draws(products: HeadProducts, *, eigenvalues: bool = True) -> NullDraws:
-    """The statistics of random products, whichever law they were drawn from."""
+    """Return the statistics of random products, whichever law they were drawn from."""
     norm_sq = products.frobenius_sq()
     trace, trace_sq = products.trace() / np.sqrt(norm_sq), products.trace_sq() / norm_sq
     if not eigenvalues:
@@ -44,7 +44,7 @@ def null_draws(products: HeadProducts, *, eigenvalues: bool = True) -> NullDraws
 
 
 def random_heads(d_head: int, d_model: int, draws: int, seed: int, cov: Any = None) -> HeadProducts:
-    """Products of random heads; with a covariance (d_model, d_model) of the tokens, those of Σ^½ W Σ^½."""
+    """Return the products of random heads; with a covariance (d_model, d_model) of the tokens, those of Σ^½ W Σ^½."""
     if cov is None:
         return random_products(d_head, d_model, draws, seed)
     generator = np.random.default_rng(seed)
@@ -55,7 +55,7 @@ def random_heads(d_head: int, d_model: int, draws: int, seed: int, cov: Any = No
 def top_share(
     eigenvalues: Complex128[np.ndarray, "*heads d_head"],
 ) -> Float64[np.ndarray, "*heads"]:
-    """Share of Σ|λ| in the largest |λ|, (...); 1/d_head when all are equal in size."""
+    """Return the share of Σ|λ| in the largest |λ|, (...); 1/d_head when all are equal in size."""
     size = np.abs(eigenvalues)
     with np.errstate(invalid="ignore"):  # W = 0 has none: NaN
         return np.asarray(size.max(-1) / size.sum(-1))
@@ -64,19 +64,21 @@ def top_share(
 def relative_variance(
     eigenvalues: Complex128[np.ndarray, "*heads d_head"],
 ) -> Float64[np.ndarray, "*heads"]:
-    """mean |λ − μ|² / |μ|² over the given eigenvalues, (...): 0 when they all agree."""
+    """Return mean |λ − μ|² / |μ|² over the given eigenvalues, (...): 0 when they all agree."""
     mean = eigenvalues.mean(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((np.abs(eigenvalues - mean[..., None]) ** 2).mean(-1) / np.abs(mean) ** 2)
 
 
 def z_score(value: Array, draws: Array) -> Array:
-    """(value − mean)/standard deviation of the draws, (...)."""
+    """Return (value − mean)/standard deviation of the draws, (...)."""
     return np.asarray((value - draws.mean()) / draws.std(ddof=1))
 
 
 def percentile(value: Any, draws: Any) -> Array:
-    """Percentage of draws below the value, draws equal to it counted half; value (...), draws (draws,) or (..., draws).
+    """Return the percentage of draws below the value, draws equal to it counted half.
+
+    value: (...). draws: (draws,) or (..., draws).
 
     NaN where the value is not a number.
     """
@@ -86,7 +88,10 @@ def percentile(value: Any, draws: Any) -> Array:
 
 
 def localization_of(trace: Array, trace_sq: Array, frobenius_sq: Array, temperature: float) -> tuple[Array, ...]:
-    """Index, centre and level of the T → ∞ profile of the moments, (...) each (book, "Theory: signal propagation")."""
+    """Return the index, centre and level of the T → ∞ profile of the moments.
+
+    Each of shape (...). Source: book, "Theory: signal propagation".
+    """
     bounded = np.clip(trace_sq, -frobenius_sq, frobenius_sq)  # rounding may put a symmetric head just outside
     moments = (np.asarray(each)[..., None] for each in (trace, bounded, frobenius_sq))
     with np.errstate(invalid="ignore", divide="ignore"):  # M = 0 has a profile all the same
@@ -97,7 +102,7 @@ def localization_of(trace: Array, trace_sq: Array, frobenius_sq: Array, temperat
 def null_localization(
     draws: NullDraws, frobenius_sq: Float64[np.ndarray, " heads"], temperature: float
 ) -> Float64[np.ndarray, "heads draws"]:
-    """Localization index of the random heads scaled to each head's Frobenius norm, (heads, draws).
+    """Return the localization index of the random heads scaled to each head's Frobenius norm, (heads, draws).
 
     A head of norm s at temperature λ has the profile of the same head of norm 1 at λ/s. All heads share the moments of
     those, hence the law of their logits and its part below the lower threshold: only the upper one is a head's own.

@@ -40,7 +40,7 @@ class LayerView:
 
 
 def minilm_folder() -> Path:
-    """Folder of the installed weights, after their digest has been checked.
+    """Return the folder of the installed weights, after their digest has been checked.
 
     Raises CheckpointError when the package is not installed or its weights are not the published ones.
     """
@@ -64,7 +64,7 @@ def check_digest(path: Path, expected: str) -> None:
 
 
 def token_windows(folder: Path, text: str, window: int = WINDOW) -> list[Tensor]:
-    """Token numbers of a text in windows of at most `window`, each between [CLS] and [SEP]; int64 (T,) each.
+    """Return the token numbers of a text in windows of at most `window`, each between [CLS] and [SEP]; int64 (T,) each.
 
     Windows are as equal in length as can be. Raises ArgumentError for an empty text or a window outside 3..512.
     """

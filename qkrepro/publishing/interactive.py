@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import altair
 
 LOCATIONS = 256  # points of the profile, θ = 1/256, 2/256, … 1
-ROWS = "profile"  # name of the compiled dataset with one row a location
+ROWS = "profile"  # name of the compiled dataset with one row per location
 SHOWN = (1, 64, 128, 192, 256)  # locations of the page's table, in units of 1/256
 
 
@@ -86,7 +86,10 @@ LIMIT = {  # where the signal passes when the number of equal eigenvalues and th
 
 
 def chart() -> "altair.LayerChart":
-    """The profile over the sequence as an Altair chart; its parameters are the knobs and what follows from them."""
+    """Return the profile over the sequence as an Altair chart.
+
+    Its parameters are the knobs and what follows from them.
+    """
     import altair as alt
 
     knobs = [alt.param(name=knob.name, value=knob.start) for knob in KNOBS]
@@ -127,7 +130,7 @@ def chart() -> "altair.LayerChart":
 
 
 def vega_specification() -> dict[str, Any]:
-    """The chart compiled to Vega: what the page draws, and what the tests evaluate."""
+    """Return the chart compiled to Vega: what the page draws, and what the tests evaluate."""
     import vl_convert
 
     compiled: dict[str, Any] = vl_convert.vegalite_to_vega(chart().to_dict())
@@ -135,7 +138,7 @@ def vega_specification() -> dict[str, Any]:
 
 
 def vega_library() -> str:
-    """Vega as one script that sets `window.vegaEmbed`, from the installed package."""
+    """Return the vega as one script that sets `window.vegaEmbed`, from the installed package."""
     import vl_convert
 
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -143,7 +146,10 @@ def vega_library() -> str:
 
 
 def page_fragment(script: str) -> str:
-    """The controls, the chart's place, its table, its specification and the `script` that connects them, as HTML."""
+    """Return the interactive part of a page as HTML.
+
+    It has the controls, the chart's place, its table, its specification and the `script` that connects them.
+    """
     specification = json.dumps(vega_specification(), separators=(",", ":")).replace("</", "<\\/")
     settings = {"shown": SHOWN, "start": {knob.name: knob.start for knob in KNOBS}, "cases": CASES, "rows": ROWS}
     rows = "".join(f"<th scope=col>{step / LOCATIONS:.3g}</th>" for step in SHOWN)

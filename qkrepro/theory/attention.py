@@ -27,7 +27,10 @@ class GradientMass(NamedTuple):
 
 
 def causal_mask(length: int) -> Bool[Tensor, "length length"]:
-    """Lower-triangular (length, length) mask: query t (row) sees keys 1 … t (columns). Raises for length < 1."""
+    """Return the lower-triangular (length, length) mask.
+
+    Query t (row) sees keys 1 … t (columns). Raises for length < 1.
+    """
     check_integer("length", length, at_least=1)
     return torch.ones(length, length, dtype=torch.bool).tril()
 
@@ -35,7 +38,9 @@ def causal_mask(length: int) -> Bool[Tensor, "length length"]:
 def attention_logits(
     tokens: Float[Tensor, "*batch T d"], w: Float[Tensor, "*weights d d"]
 ) -> Float64[Tensor, "... T T"]:
-    """Logits ω[t, i] = x_iᵀ W x_t of every query t (row) and key i (column); row T is the setting of the theory.
+    """Return the logits ω[t, i] = x_iᵀ W x_t of every query t (row) and key i (column).
+
+    Row T is the setting of the theory.
 
     tokens: (..., T, d); w: (d, d) or (..., d, d). Returns float64, (..., T, T), unmasked, not divided by λ.
     With projections q = w_q x, k = w_k x this is W = w_kᵀ w_q, the transpose of `qk_matrix`, of the same spectrum.
@@ -52,7 +57,7 @@ def attention_logits(
 def softmax_attention(
     logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Tensor | None = None
 ) -> Float64[Tensor, "*batch T"]:
-    """Softmax of logits / temperature over the visible keys; hidden ones get 0.
+    """Return the softmax of logits / temperature over the visible keys; hidden ones get 0.
 
     logits: (..., T), finite. temperature: λ > 0 (√d_head in a standard layer). Returns float64, (..., T).
     Raises ArgumentError for λ <= 0, non-finite logits, a row with nothing visible; ShapeError for the mask's shape.
@@ -64,7 +69,7 @@ def softmax_attention(
 def piecewise_linear_attention(
     logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Tensor | None = None
 ) -> Float64[Tensor, "*batch T"]:
-    """Softmax to first order around equal logits, clipped: S_i = clip(1/T + (ω_i − ω̄)/(λT), 0, 1).
+    """Return the softmax to first order around equal logits, clipped: S_i = clip(1/T + (ω_i − ω̄)/(λT), 0, 1).
 
     T is the number of visible keys and ω̄ their mean logit, so a causal row t uses T = t. Hidden keys get 0.
     logits: (..., T), finite. temperature: λ > 0. Returns float64, (..., T); once clipped, rows do not sum to 1.
@@ -77,7 +82,9 @@ def piecewise_linear_attention(
 def saturation(
     logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Tensor | None = None
 ) -> Int8[Tensor, "*batch T"]:
-    """Where the linearisation is clipped: −1 below (ω_i − ω̄ <= −λ), +1 above (>= λ(T − 1)), 0 where gradient passes.
+    """Return where the linearisation is clipped.
+
+    −1 below (ω_i − ω̄ <= −λ), +1 above (>= λ(T − 1)), 0 where gradient passes.
 
     A key that is alone (T = 1) counts as +1, a hidden key as −1: neither passes gradient. Returns int8, (..., T).
     The thresholds are the linearisation's; the true softmax saturates near λ log T. Raises as `softmax_attention`.
@@ -89,7 +96,7 @@ def saturation(
 
 
 def attention_entropy(attention: Float[Tensor, "*batch T"]) -> Float64[Tensor, "*batch"]:
-    """Entropy −Σ A_i log A_i of attention weights, in nats, between 0 (one-hot) and log T (uniform).
+    """Return the entropy −Σ A_i log A_i of attention weights, in nats, between 0 (one-hot) and log T (uniform).
 
     attention: (..., T), rows that are probabilities. Returns float64, (...). Accurate down to entropies of 1e-300,
     where 1 − A_i has long rounded to 0 (the weight above one half is taken as one minus the others).
@@ -101,7 +108,7 @@ def attention_entropy(attention: Float[Tensor, "*batch T"]) -> Float64[Tensor, "
 
 
 def softmax_gradient_mass(attention: Tensor) -> GradientMass:
-    """A_i(1 − A_i) per site, and in total 1 − ΣA_i².
+    """Return A_i(1 − A_i) per site, and in total 1 − ΣA_i².
 
     attention: (..., T), rows that are probabilities. Returns float64 `site` (..., T) and `total` (...).
     Accurate for almost one-hot rows, as `attention_entropy` is. Raises ArgumentError as it does.
@@ -133,7 +140,7 @@ def _visible(logits: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
 
 
 def _centred(logits: Tensor, temperature: float, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """ω_i − ω̄ (..., T), the number of visible keys (..., 1) and the mask (..., T)."""
+    """Return ω_i − ω̄ (..., T), the number of visible keys (..., 1) and the mask (..., T)."""
     visible = _visible(logits, temperature, mask)
     count = visible.sum(-1, keepdim=True)
     values = logits.double().masked_fill(~visible, 0.0)
@@ -141,7 +148,7 @@ def _centred(logits: Tensor, temperature: float, mask: Tensor | None) -> tuple[T
 
 
 def _complement(attention: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights and 1 − A_i, the latter free of cancellation; checks that rows are probabilities."""
+    """Return the weights and 1 − A_i, the latter free of cancellation; checks that rows are probabilities."""
     check_finite("attention", attention)
     weights = attention.double()
     worst = float((weights.sum(-1) - 1).abs().max())

@@ -95,7 +95,7 @@ def depth_experiment(
     measure_at: the layers to measure (0 is the input and always among them), None for all.
     measures: which of MEASURES to take of the tokens, beside the residual.
 
-    Returns one row a (seed, spectrum, layer), tidy: tokens, mean_scaled (ξ/λ), dispersion (√(d σ²)/λ), seed, layer,
+    Returns one row per (seed, spectrum, layer), tidy: tokens, mean_scaled (ξ/λ), dispersion (√(d σ²)/λ), seed, layer,
     residual (Frobenius), residual_ratio (to the input's own), input_residual, residual_l1_linf (at the mean token),
     cosine_similarity, stable_rank, entropy (nats; attention of this layer, mean over queries, the last half of them
     when causal) and entropy_ratio (to that of uniform attention); both are NaN for the input.
@@ -124,7 +124,10 @@ def depth_experiment(
 
 
 def draw_tokens(stack: Stack, generator: Generator) -> Float64[Tensor, "T d"]:
-    """One sequence of the stack's token law, (T, d) float64, through LayerNorm when the stack normalises its input."""
+    """Draw one sequence of the stack's token law.
+
+    It is (T, d) float64, through LayerNorm when the stack normalises its input.
+    """
     if stack.tokens == "random walk":
         x = random_walk(stack.length, stack.dim, batch=1, generator=generator)[0]
     elif stack.tokens == "independent":
@@ -135,7 +138,7 @@ def draw_tokens(stack: Stack, generator: Generator) -> Float64[Tensor, "T d"]:
 
 
 def layer_entropy(attention: Float[Tensor, "*batch T T"], *, causal: bool = True) -> Float64[Tensor, "*batch"]:
-    """Mean entropy of the queries, over the last half of them when causal (early ones see few tokens); nats.
+    """Return the mean entropy of the queries, over the last half of them when causal (early ones see few tokens); nats.
 
     attention: (..., T, T). Returns float64, (...).
     """
@@ -144,7 +147,10 @@ def layer_entropy(attention: Float[Tensor, "*batch T T"], *, causal: bool = True
 
 
 def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> Float64[Tensor, "spectra T T"]:
-    """Attention of the first layer of `depth_experiment`, for looking at: (S, T, T) float64, a spectrum an entry."""
+    """Return the attention of the first layer of `depth_experiment`, for looking at.
+
+    It is (S, T, T) float64, one entry per spectrum.
+    """
     generator = Generator().manual_seed(seed)
     x = draw_tokens(stack, generator)
     return _attention(x.expand(len(spectra), -1, -1), spectra, stack, generator)
@@ -174,13 +180,16 @@ def _one_seed(
 
 
 def _measured(x: Tensor, measures: Sequence[str]) -> dict[str, Any]:
-    """The measures of tokens (S, T, d); those of one sequence (the input) as numbers, for all spectra alike."""
+    """Return the measures of tokens (S, T, d); those of one sequence (the input) as numbers, for all spectra alike."""
     values = {name: MEASURES[name](x) for name in measures}
     return {name: value.item() if len(value) == 1 else value.numpy() for name, value in values.items()}
 
 
 def _attention(x: Tensor, spectra: Sequence[Spectrum], stack: Stack, generator: Generator) -> Tensor:
-    """Attention (S, T, T) of tokens (S, T, d), with one draw of eigenvectors and standardised eigenvalues for all S."""
+    """Return the attention (S, T, T) of tokens (S, T, d).
+
+    One draw of eigenvectors and standardised eigenvalues serves all S.
+    """
     unit = random_spectrum_matrix(stack.dim, 0.0, 1.0, symmetric=stack.symmetric, generator=generator)  # (d, d)
     traces, spreads = torch.tensor(spectra, dtype=torch.float64).T[..., None, None]  # (S, 1, 1) each
     eye = torch.eye(stack.dim, dtype=torch.float64)

@@ -50,7 +50,7 @@ def signal_propagation_limit(
     temperature: float = 1.0,
     length: int | None = None,
 ) -> Tensor:
-    """ρ_θ when the logit is Gaussian, from the moments tr M, tr M² and ‖M‖_F² alone.
+    """Return ρ_θ when the logit is Gaussian, from the moments tr M, tr M² and ‖M‖_F² alone.
 
     theta: (n,) or any shape, in (0, 1]. trace, trace_sq, frobenius_sq: numbers or tensors of one shape (...);
     frobenius_sq=None says that M is symmetric, ‖M‖_F² = tr M². length=None takes T → ∞ (thresholds 0 and λ in units
@@ -71,7 +71,7 @@ def signal_propagation_limit(
 
 
 def finite_length_law(theta: Any, length: int, temperature: float) -> tuple[Tensor, float, float, float]:
-    """γ of each location, c = (T² − 1)/12 and the thresholds −λ, λ(T − 1) of a walk of `length` tokens.
+    """Return γ of each location, c = (T² − 1)/12 and the thresholds −λ, λ(T − 1) of a walk of `length` tokens.
 
     θ stands for token i = clamp(⌊θT + ½⌋, 1, T), γ = i − (T + 1)/2 (float64, shaped like theta).
     Source: book, "Theory: signal propagation", moments.
@@ -82,7 +82,7 @@ def finite_length_law(theta: Any, length: int, temperature: float) -> tuple[Tens
 
 
 def localization(theta: Any, rho: Any) -> Localization:
-    """Localization index, centre and level of profiles ρ on a grid of locations.
+    """Return the localization index, centre and level of profiles ρ on a grid of locations.
 
     theta: (n,), n >= 2, strictly increasing, in (0, 1]. rho: (..., n), non-negative. Integrals by the trapezoid rule
     on the grid; with p = ρ/∫ρ, H(p) = −∫ p log p and span = θ_n − θ_1, the index is 1 − exp(H(p))/span: 0 for a flat
@@ -205,7 +205,7 @@ def simulate_signal_propagation(
 def _count_hits(
     m: Tensor, gamma: Tensor, root: float, limits: tuple[float, float], samples: int, generator: Generator
 ) -> Tensor:
-    """Of `samples` draws of (X, Y) how many leave token i unsaturated; (n,), every location on the same draws.
+    """Return how many of `samples` draws of (X, Y) leave token i unsaturated; (n,), every location on the same draws.
 
     Y = √T U and X = (γ/T)Y + √(c/T)Z, so XᵀMY = γ UᵀMU + √c ZᵀMU.
     """
@@ -221,7 +221,7 @@ def _count_hits(
 
 
 def whiten(w: Float[Tensor, "d d"], cov: Tensor | None = None) -> Float64[Tensor, "d d"]:
-    """M = Σ^{1/2} W Σ^{1/2}, the query-key matrix in whitened variables; float64, (d, d).
+    """Return M = Σ^{1/2} W Σ^{1/2}, the query-key matrix in whitened variables; float64, (d, d).
 
     w: (d, d). cov: (d, d), covariance Σ of the walk's increments; None is the identity. Raises ShapeError for shapes
     that do not match, ArgumentError for a non-finite w or a cov that is not positive semi-definite.
@@ -236,7 +236,7 @@ def whiten(w: Float[Tensor, "d d"], cov: Tensor | None = None) -> Float64[Tensor
 
 
 def _float64(values: Any) -> Tensor:
-    """A float64 tensor; an array is copied, as pandas hands out read-only ones that PyTorch warns about."""
+    """Return a float64 tensor; an array is copied, as pandas hands out read-only ones that PyTorch warns about."""
     return values.double() if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
 
 

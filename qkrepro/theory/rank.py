@@ -23,7 +23,7 @@ Array = npt.NDArray[np.float64]
 
 
 def rank_residual(x: Float[Tensor, "*batch T d"], norm: ResidualNorm = "frobenius") -> Float64[Tensor, "*batch"]:
-    """Relative distance of the tokens from being all equal, ‖x − 1x̄ᵀ‖ / ‖x‖ with x̄ the mean token.
+    """Return the relative distance of the tokens from being all equal, ‖x − 1x̄ᵀ‖ / ‖x‖ with x̄ the mean token.
 
     "frobenius": the mean token is the exact minimiser over all tokens; the value lies between 0 (equal tokens) and 1.
     "l1-linf": √(‖·‖₁ ‖·‖_∞), largest absolute column sum times largest absolute row sum (no norm: it violates the
@@ -44,14 +44,16 @@ def rank_residual(x: Float[Tensor, "*batch T d"], norm: ResidualNorm = "frobeniu
 
 
 def l1_linf_norm(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch"]:
-    """√(largest absolute column sum × largest absolute row sum) of matrices (..., T, d); float64, (...)."""
+    """Return √(largest absolute column sum × largest absolute row sum) of matrices (..., T, d); float64, (...)."""
     size = checked_tokens(x).abs()
     value: Tensor = (size.sum(-2).amax(-1) * size.sum(-1).amax(-1)).sqrt()
     return value
 
 
 def mean_cosine_similarity(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch"]:
-    """Mean cosine of the angle between two different tokens, 1 when all point the same way, ≈ 0 for independent ones.
+    """Return the mean cosine of the angle between two different tokens.
+
+    It is 1 when all point the same way and about 0 for independent ones.
 
     x: (..., T, d) with T >= 2. Returns float64, (...), between −1/(T − 1) and 1.
     Raises ShapeError for T < 2, ArgumentError for non-finite values or a token that is zero (it has no direction).
@@ -70,7 +72,7 @@ def mean_cosine_similarity(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*
 
 
 def stable_rank(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch"]:
-    """‖x‖_F² / ‖x‖₂², between 1 (rank one) and min(T, d).
+    """Return ‖x‖_F² / ‖x‖₂², between 1 (rank one) and min(T, d).
 
     x: (..., T, d). Returns float64, (...). Raises as `rank_residual` does.
     """
@@ -84,7 +86,7 @@ def stable_rank(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch"]:
 
 
 def checked_tokens(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch T d"]:
-    """Tokens (..., T, d) in float64; ShapeError or ArgumentError unless they are tokens, all finite."""
+    """Return the tokens (..., T, d) in float64; ShapeError or ArgumentError unless they are tokens, all finite."""
     if x.ndim < 2 or 0 in x.shape[-2:]:
         raise ShapeError(f"x must have shape (..., T, d), neither T nor d 0, got {tuple(x.shape)}")
     check_finite("x", x)

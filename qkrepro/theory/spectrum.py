@@ -60,7 +60,7 @@ def qk_matrix(
 def qk_eigenvalues(
     w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
 ) -> Complex128[Tensor, "*batch d_head"]:
-    """Eigenvalues of W_QK = w_qᵀ w_k that can differ from zero, per head.
+    """Return the eigenvalues of W_QK = w_qᵀ w_k that can differ from zero, per head.
 
     w_q, w_k: (..., d_head, d_model), the weights of the query and key projections (q = w_q x).
     Returns complex128, (..., d_head); the other d_model − d_head eigenvalues of W_QK are zero.
@@ -76,7 +76,7 @@ def qk_eigenvalues(
 def qk_moments(
     w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
 ) -> SpectrumMoments:
-    """Moments of W_QK = w_qᵀ w_k, per head, from d_head × d_head products alone.
+    """Return the moments of W_QK = w_qᵀ w_k, per head, from d_head × d_head products alone.
 
     w_q, w_k: (..., d_head, d_model). Returns float64 tensors of the leading shape (...).
     The singular values come from the triangular QR factors, which keep full relative accuracy where the Gram matrices
@@ -98,7 +98,7 @@ def qk_moments(
 
 
 def matrix_moments(w: Float[Tensor, "*batch d d"]) -> SpectrumMoments:
-    """Moments of matrices that are given whole: w (..., d, d), real. Returns float64 tensors of the leading shape.
+    """Return the moments of matrices that are given whole, w (..., d, d), real; float64 tensors of the leading shape.
 
     Raises ShapeError unless w is square, ArgumentError for non-finite entries.
     """
@@ -149,7 +149,10 @@ def random_spectrum_matrix(
 
 
 def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generator) -> Float64[Tensor, "... dim dim"]:
-    """Haar-random orthogonal matrices, float64, (*batch, dim, dim): QR of a Gaussian with the signs of R moved to Q."""
+    """Draw Haar-random orthogonal matrices, float64, (*batch, dim, dim).
+
+    By QR of a Gaussian with the signs of R moved to Q.
+    """
     check_integer("dim", dim, at_least=1)
     q, r = torch.linalg.qr(_normal((*batch, dim, dim), generator))
     rotation: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]  # flips columns of q
@@ -157,7 +160,9 @@ def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generat
 
 
 def factor(w: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
-    """Balanced factors (w_q, w_k) with w = w_qᵀ w_k and w_q w_qᵀ = w_k w_kᵀ (diagonal: the singular values of w).
+    """Return the balanced factors (w_q, w_k) with w = w_qᵀ w_k and w_q w_qᵀ = w_k w_kᵀ.
+
+    The latter are diagonal, with the singular values of w.
 
     w: (..., d_model, d_model). Returns two float64 tensors (..., d_head, d_model).
     Raises ShapeError unless w is square, ArgumentError for non-finite w, for d_head outside 1..d_model, and when the
@@ -178,7 +183,7 @@ def factor(w: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
 
 
 def covariance_root(cov: Float[Tensor, "d d"], dim: int, *, name: str = "cov") -> Float64[Tensor, "d d"]:
-    """Symmetric square root Σ^{1/2} of a covariance matrix, float64, (dim, dim).
+    """Return the symmetric square root Σ^{1/2} of a covariance matrix, float64, (dim, dim).
 
     Raises ShapeError unless cov is (dim, dim), ArgumentError when it is not finite, not symmetric or not positive
     semi-definite (a rounding error of 1e-10 of the largest entry or eigenvalue is let through).
@@ -218,7 +223,10 @@ def _check_random_spectrum(
 
 
 def _standard_sample(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Gaussian sample with mean exactly 0 and population variance exactly 1 along the last dimension (0 if it is 1)."""
+    """Draw a Gaussian sample with mean exactly 0 and population variance exactly 1 along the last dimension.
+
+    It is 0 where that dimension is 1.
+    """
     sample = _normal(shape, generator)
     sample = sample - sample.mean(-1, keepdim=True)
     if shape[-1] == 1:

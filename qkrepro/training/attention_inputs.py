@@ -44,7 +44,9 @@ def watch_inputs(model: nn.Module, act: Callable[[AttentionInput], None]) -> lis
 
 @torch.no_grad()
 def largest_logits(seen: AttentionInput, w_q: Tensor, w_k: Tensor, b_q: Tensor, b_k: Tensor) -> Tensor:
-    """S_max of every head, (heads,): the largest logit (w_q x + b_q)·(w_k y + b_k)/√d_head over all visible pairs.
+    """Return S_max of every head, (heads,).
+
+    It is the largest logit (w_q x + b_q)·(w_k y + b_k)/√d_head over all visible pairs.
 
     w_q, w_k: (heads, d_head, d_model); b_q, b_k: (heads, d_head).
     """

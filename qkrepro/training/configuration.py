@@ -33,8 +33,8 @@ class RunConfiguration:
     d_ff: int = 128
     norm: str = "post"  # post or pre
     dropout: float = 0.1
-    length: int = 256  # tokens a sequence
-    batch: int = 16  # sequences an update
+    length: int = 256  # tokens per sequence
+    batch: int = 16  # sequences per update
     epochs: float = 5.0  # at most
     learning_rate: float = 1e-3  # peak of the schedule
     warmup: int = 200  # updates

@@ -52,7 +52,7 @@ class Corpus:
     test: Tensor
     digest: str  # sha256 of what the corpus was made from
     reduced: bool = False  # the vocabulary was cut to the most frequent words
-    entropy: float | None = None  # nats a token, where the true conditional entropy is known
+    entropy: float | None = None  # nats per token, where the true conditional entropy is known
 
     @property
     def vocabulary(self) -> int:
@@ -120,7 +120,7 @@ def find_wikitext_2(data: str | Path | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where encoded and fetched corpora are kept: $QKREPRO_CACHE, else the user's cache folder."""
+    """Return where encoded and fetched corpora are kept: $QKREPRO_CACHE, else the user's cache folder."""
     given = os.environ.get("QKREPRO_CACHE")
     if given:
         return Path(given)
@@ -246,7 +246,7 @@ def zipf_probabilities(vocabulary: int) -> Tensor:
 
 
 def conditional_entropy(vocabulary: int, repeat: float) -> float:
-    """Return the entropy of the next word given the past, in nats a token; exp of it is the least perplexity.
+    """Return the entropy of the next word given the past, in nats per token; exp of it is the least perplexity.
 
     Given the word a `lag` back, word b has probability repeat·1[a = b] + (1 − repeat)·π(b); averaged over a ~ π.
     """

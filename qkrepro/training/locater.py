@@ -24,7 +24,7 @@ MEANS = ("penalty", "projection", "keep")
 
 
 def attention_modules(model: nn.Module) -> list[Attention | nn.MultiheadAttention]:
-    """Every attention layer of ours and of PyTorch in a module tree. Raises ArgumentError when there is none."""
+    """Return every attention layer of ours and of PyTorch in a module tree. Raises ArgumentError when there is none."""
     found = [module for module in model.modules() if isinstance(module, Attention | nn.MultiheadAttention)]
     if not found:
         raise ArgumentError(

@@ -128,7 +128,7 @@ class SpectralGain(nn.Module):
         self.register_buffer("v", vh[:, :1].mT.contiguous())  # (blocks, columns, 1)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(rows, columns) to the same shape; in training with gradients it also moves u and v by one step."""
+        """Return γ W/σ(W), (rows, columns); in training with gradients it also moves u and v by one step."""
         w = weight.view(len(self.gain), -1, weight.shape[-1])  # (blocks, rows/blocks, columns)
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
@@ -185,7 +185,10 @@ def decay_queries_and_keys(model: nn.Module, amount: float) -> None:
 
 
 def _head_parts(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """w_q, w_k (heads, d_head, d_model) and b_q, b_k (heads, d_head) of a layer, as views; zeros without biases."""
+    """Return w_q, w_k (heads, d_head, d_model) and b_q, b_k (heads, d_head) of a layer, as views.
+
+    The latter are zeros without biases.
+    """
     module = attention_modules(model)[layer]
     w_q, w_k = (w.detach() for w in find_qk_parameters(module)[0].weights())
     heads = len(w_q)
@@ -199,7 +202,10 @@ def _head_parts(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _normaliser(module: Attention, *, scaled: bool) -> Any:
-    """A hook on a projection of ours: unit length head by head; queries times g √d_head, which the logits divide."""
+    """Return a hook on a projection of ours that gives heads unit length.
+
+    Queries are multiplied by g √d_head, which the logits divide.
+    """
 
     def hook(_: nn.Module, args: object, output: Tensor) -> Tensor:
         heads = F.normalize(output.view(*output.shape[:-1], module.heads, -1), dim=-1)  # (batch, length, heads, d_head)
@@ -211,7 +217,7 @@ def _normaliser(module: Attention, *, scaled: bool) -> Any:
 
 
 def _slow_path(module: nn.Module, args: object) -> None:
-    """A hook that does nothing: PyTorch's fused inference, which would pass the normalisation by, refuses hooks."""
+    """Do nothing: PyTorch's fused inference, which would pass the normalisation by, refuses hooks."""
 
 
 class _NormalisedAttention(nn.MultiheadAttention):
@@ -256,7 +262,7 @@ class _NormalisedAttention(nn.MultiheadAttention):
 
 
 def _additive(mask: Tensor, logits: Tensor) -> Tensor:
-    """A mask as a term of the logits: −∞ where a boolean one is True."""
+    """Return a mask as a term of the logits: −∞ where a boolean one is True."""
     if mask.dtype != torch.bool:
         return mask.to(logits.dtype)
     return torch.zeros_like(mask, dtype=logits.dtype).masked_fill(mask, -torch.inf)

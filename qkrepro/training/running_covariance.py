@@ -42,7 +42,7 @@ class IncrementCovariances:
         self._values = dict(enumerate(saved))
 
     def __call__(self) -> list[Tensor]:
-        """Σ of each layer, as `values`. Raises ArgumentError before every layer was run in training mode."""
+        """Return Σ of each layer, as `values`. Raises ArgumentError before every layer was run in training mode."""
         if len(self._values) < len(self.handles):
             raise ArgumentError("Σ is known only after a forward pass of the model in training mode")
         return self.values
