@@ -1,4 +1,7 @@
-"""The package's own errors and the checks that raise them: a message names the argument, its value, what is allowed."""
+"""The package's own errors, and the checks that raise them with messages of one form.
+
+λ must be finite and > 0, got 0
+"""
 
 from __future__ import annotations
 
@@ -50,41 +53,38 @@ def check_finite(name: str, value: Tensor) -> None:
         return
     if not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
-        raise ArgumentError(f"{name} holds {bad} non-finite values of {value.numel()}; all must be finite")
+        raise ArgumentError(f"{name} must be finite, got {bad} non-finite values of {value.numel()}")
 
 
 def check_number(name: str, value: Any, *, above: float | None = None, at_least: float | None = None) -> None:
     """Raise ArgumentError unless `value` is one finite real number, > `above` and >= `at_least` where given."""
     bounds = [f"{sign} {bound:g}" for sign, bound in ((">", above), (">=", at_least)) if bound is not None]
-    allowed = " and ".join(["a finite number", *bounds])
     good = isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) < float("inf")
     good = good and (above is None or float(value) > above) and (at_least is None or float(value) >= at_least)
     if not good:
-        raise ArgumentError(f"{name} is {value!r}; allowed: {allowed}")
+        raise ArgumentError(f"{name} must be {' and '.join(['finite', *bounds])}, got {value!r}")
 
 
 def check_integer(name: str, value: Any, *, at_least: int) -> None:
     """Raise ArgumentError unless `value` is an integer >= `at_least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ArgumentError(f"{name} is {value!r}; allowed: an integer >= {at_least}")
+        raise ArgumentError(f"{name} must be an integer >= {at_least}, got {value!r}")
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ArgumentError unless `value` is one of the allowed names."""
     choices = list(allowed)
     if value not in choices:
-        raise ArgumentError(f"{name} is {value!r}; allowed: {', '.join(choices)}")
+        raise ArgumentError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_qk_shapes(w_q: Tensor, w_k: Tensor) -> None:
     """Raise ShapeError unless w_q and w_k have one shape (..., d_head, d_model) with d_head <= d_model, both finite."""
     if w_q.shape != w_k.shape:
-        raise ShapeError(f"w_q has shape {tuple(w_q.shape)} and w_k {tuple(w_k.shape)}; they must be equal")
+        raise ShapeError(f"w_q and w_k must have equal shapes, got {tuple(w_q.shape)} and {tuple(w_k.shape)}")
     if w_q.ndim < 2 or 0 in w_q.shape:
-        raise ShapeError(f"w_q has shape {tuple(w_q.shape)}; allowed: (..., d_head, d_model), none of them 0")
+        raise ShapeError(f"w_q must have shape (..., d_head, d_model), none of them 0, got {tuple(w_q.shape)}")
     if w_q.shape[-2] > w_q.shape[-1]:
-        raise ShapeError(
-            f"w_q has d_head = {w_q.shape[-2]} > d_model = {w_q.shape[-1]}; d_head must not exceed d_model"
-        )
+        raise ShapeError(f"d_head must not exceed d_model = {w_q.shape[-1]}, got {w_q.shape[-2]}")
     check_finite("w_q", w_q)
     check_finite("w_k", w_k)

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import shape_checks
 from checkout_copy import Copy, make_copy
 from hypothesis import settings
+
+shape_checks.install()
 
 settings.register_profile("book", deadline=None)  # the first example of a test may wait for an import
 settings.load_profile("book")

@@ -27,7 +27,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _verdict_line(row: Any) -> str:
-    """A row of `verdicts` in a terminal."""
+    """Return a row of `verdicts` in a terminal."""
     return f"{row.outcome:15} {row.claim} ({row.provenance}): {row.because}"
 
 

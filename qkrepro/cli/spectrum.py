@@ -73,7 +73,7 @@ def run_spectrum(request: SpectrumRequest, say: Callable[[str], None]) -> None:
 
 
 def write_table(table: Columns, kind: str, out: Path | None, say: Callable[[str], None]) -> None:
-    """The table as text, CSV, JSON (records) or Parquet; to the file whole or not at all, or said."""
+    """Write the table as text, CSV, JSON (records) or Parquet to the file, whole or not at all, or log it."""
     if kind == "parquet":
         import pandas as pd
 
@@ -88,29 +88,29 @@ def write_table(table: Columns, kind: str, out: Path | None, say: Callable[[str]
 
 
 def parse_layers(text: str) -> list[int]:
-    """`0-5,7` as a list of layers in the order given, each once; ArgumentError for anything else."""
+    """Return `0-5,7` as a list of layers in the order given, each once; ArgumentError for anything else."""
     layers: list[int] = []
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ArgumentError(f"layers is {text!r}; allowed: numbers and ranges such as 0-5,7")
+            raise ArgumentError(f"layers must be numbers and ranges such as 0-5,7, got {text!r}")
         begin, end = int(first), int(last) if dash else int(first)
         if end < begin or end - begin > 10_000:
-            raise ArgumentError(f"layers is {text!r}; allowed: ranges that grow, such as 0-5")
+            raise ArgumentError(f"layers must be ranges that grow, such as 0-5, got {text!r}")
         layers += [layer for layer in range(begin, end + 1) if layer not in layers]
     return layers
 
 
 def parse_distances(text: str) -> tuple[float, ...]:
-    """`0,1,8,64` as numbers of tokens; ArgumentError for anything else."""
+    """Return `0,1,8,64` as numbers of tokens; ArgumentError for anything else."""
     try:
         return tuple(dict.fromkeys(float(piece) for piece in text.split(",")))
     except ValueError as error:
-        raise ArgumentError(f"distance is {text!r}; allowed: numbers of tokens such as 0,1,8,64") from error
+        raise ArgumentError(f"distance must be numbers of tokens such as 0,1,8,64, got {text!r}") from error
 
 
 def notes(layer: QKLayer, options: TableOptions) -> Iterator[str]:
-    """What a reader of the table should know of this model, one sentence each."""
+    """Yield what a reader of the table should know of this model, one sentence each."""
     yield "Percent and z: among random heads of the same shape and size. Every column, in full: --format csv."
     if layer.b_q is not None and layer.rotary is None:
         yield (
@@ -140,27 +140,25 @@ def _check(request: SpectrumRequest) -> None:
     check_choice("format", request.format, FORMATS)
     if request.format == "parquet":
         if request.out is None:
-            raise ArgumentError(
-                "format is 'parquet' and out is not given; allowed: a file, such as --out heads.parquet"
-            )
+            raise ArgumentError("out must be given with format 'parquet', such as --out heads.parquet")
         try:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise ArgumentError("format is 'parquet'; it needs: pip install 'qkrepro[hub]'") from error
     if request.plot is not None:
         if request.plot.suffix not in PLOTS:
-            raise ArgumentError(f"plot is {str(request.plot)!r}; allowed: a file that ends in {', '.join(PLOTS)}")
+            raise ArgumentError(f"plot must be a file that ends in {', '.join(PLOTS)}, got {str(request.plot)!r}")
         if request.moments_only:
-            raise ArgumentError("plot is given with moments-only; allowed: one of them, since it shows eigenvalues")
+            raise ArgumentError("plot must not be given with moments-only, since it shows eigenvalues")
         try:
             import seaborn  # noqa: F401
         except ImportError as error:
             raise ArgumentError("plot needs: pip install 'qkrepro[plots]'") from error
     for name, path in (("out", request.out), ("plot", request.plot)):
         if path is not None and not path.absolute().parent.is_dir():
-            raise ArgumentError(f"{name} is {str(path)!r}; allowed: a file in a folder that exists")
+            raise ArgumentError(f"{name} must be a file in a folder that exists, got {str(path)!r}")
         if path is not None and path.is_dir():
-            raise ArgumentError(f"{name} is {str(path)!r}; allowed: a file, not a folder")
+            raise ArgumentError(f"{name} must be a file, not a folder, got {str(path)!r}")
 
 
 Rows = tuple[Columns, NDArray[np.complex128] | None, list[str]]  # of a layer, its eigenvalues, what to know of it
@@ -183,14 +181,20 @@ def _tables(towers: list[Tower], wanted: list[int] | None, options: TableOptions
 
 
 def _threads() -> int:
-    """Layers to read at once: one a processor that this process may use, or OMP_NUM_THREADS, four at most."""
+    """Return the layers to read at once.
+
+    One per processor that this process may use, or OMP_NUM_THREADS, four at most.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     stated = os.environ.get("OMP_NUM_THREADS", "")
     return min(THREADS, int(stated) if stated.isdecimal() and int(stated) else usable)
 
 
 def _in_order(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[Any]:
-    """Results of `work` in the order of the items, some items at a time in threads, never more than that at once."""
+    """Yield the results of `work` in the order of the items.
+
+    Some items at a time in threads, never more than that at once.
+    """
     with ThreadPoolExecutor(threads) as pool:
         running: deque[Future[Any]] = deque()
         try:
@@ -205,7 +209,7 @@ def _in_order(work: Callable[[Any], Any], items: Sequence[Any], threads: int) ->
 
 
 def _with_bar(results: Iterable[Any], total: int) -> Iterable[Any]:
-    """The results, counted by a progress bar when a person looks on."""
+    """Return the results, counted by a progress bar on a terminal."""
     if not sys.stderr.isatty():
         return results
     from tqdm import tqdm

@@ -14,7 +14,9 @@ from qkrepro.evidence.style import use_style
 
 
 def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.complex128]]) -> Figure:
-    """The figure of `qkrepro spectrum --plot`: heads as a layer × head map, and their spectra in the complex plane.
+    """Return the figure of `qkrepro spectrum --plot`.
+
+    Heads as a layer × head map, and their spectra in the complex plane.
 
     table: as `spectrum_table` gives it; with several distances or parts the map shows the first of them.
     eigenvalues: (heads, d_head) for each layer and distance, in the order of the table; shown over ‖W‖_F.
@@ -42,7 +44,7 @@ def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.comple
 
 
 def _spectra(ax: Axes, table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.complex128]]) -> None:
-    """All eigenvalues over their head's ‖W‖_F in the complex plane; the axes leave out the outermost 0.5%."""
+    """Draw all eigenvalues over their head's ‖W‖_F in the complex plane; the axes leave out the outermost 0.5%."""
     scaled = np.concatenate(list(eigenvalues)) / table["frobenius"].to_numpy()[:, None]  # (rows, d_head)
     layer = np.repeat(table["layer"].to_numpy(), scaled.shape[1])
     real, imag = scaled.real.ravel(), scaled.imag.ravel()

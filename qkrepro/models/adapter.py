@@ -14,7 +14,7 @@ from qkrepro.models.packing import QKParameters
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel (`module`) and torch.compile (`_orig_mod`), in any order."""
+    """Return the model inside DistributedDataParallel (`module`) and torch.compile (`_orig_mod`), in any order."""
     for _ in range(8):
         inner = model._modules.get("module") or model._modules.get("_orig_mod")
         if inner is None or len(model._modules) != 1:
@@ -35,9 +35,7 @@ def attached_parameters(model: nn.Module) -> list[QKParameters]:
     family = next((family for family in FAMILIES if model_type in family.model_types), None)
     if family is None or len(family.parts) > 1:
         known = ", ".join(kind for family in FAMILIES if len(family.parts) == 1 for kind in family.model_types)
-        raise ArgumentError(
-            f"model has model_type {model_type!r}; allowed: {known}, or LocAteR(kappa) for other models"
-        )
+        raise ArgumentError(f"model_type must be one of {known} (LocAteR(kappa) for other models), got {model_type!r}")
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     modules = dict(model.named_modules())
     for naming in family.namings:
@@ -65,7 +63,7 @@ def _parameters(modules: dict[str, nn.Module], name: str, naming: Naming, config
 
 
 def trainer_callback(locater: Any) -> Any:
-    """A callback for the Trainer of `transformers` that adds LocAteR's gradient before each step of the optimiser.
+    """Return a callback for the Trainer of `transformers` that adds LocAteR's gradient before each optimiser step.
 
         Trainer(model, arguments, train_dataset=data, callbacks=[trainer_callback(LocAteR.for_model(model))])
 

@@ -5,15 +5,19 @@ the head's own Frobenius norm, so that a head is compared with random heads of i
 Statistics are NumPy arrays, float64; the functions of numbers take tensors too.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qkrepro.models.head_products import Array, HeadProducts, products_in_covariance, random_products
 from qkrepro.theory.gaussian_profile import gaussian_profile, limit_law, profile_localization
 from qkrepro.theory.normal_law import normal_cdf
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Complex128, Float64
 
 THETA = np.arange(1, 101) / 100  # locations of the profiles behind localization
 PIECE = 2**16  # numbers of profiles at a time, which stay in the cache
@@ -30,7 +34,7 @@ class NullDraws:
 
 
 def null_draws(products: HeadProducts, *, eigenvalues: bool = True) -> NullDraws:
-    """The statistics of random products, whichever law they were drawn from."""
+    """Return the statistics of random products, whichever law they were drawn from."""
     norm_sq = products.frobenius_sq()
     trace, trace_sq = products.trace() / np.sqrt(norm_sq), products.trace_sq() / norm_sq
     if not eigenvalues:
@@ -40,7 +44,7 @@ def null_draws(products: HeadProducts, *, eigenvalues: bool = True) -> NullDraws
 
 
 def random_heads(d_head: int, d_model: int, draws: int, seed: int, cov: Any = None) -> HeadProducts:
-    """Products of random heads; with a covariance (d_model, d_model) of the tokens, those of Σ^½ W Σ^½."""
+    """Return the products of random heads; with a covariance (d_model, d_model) of the tokens, those of Σ^½ W Σ^½."""
     if cov is None:
         return random_products(d_head, d_model, draws, seed)
     generator = np.random.default_rng(seed)
@@ -48,27 +52,33 @@ def random_heads(d_head: int, d_model: int, draws: int, seed: int, cov: Any = No
     return products_in_covariance(w_q, w_k, cov)
 
 
-def top_share(eigenvalues: NDArray[np.complex128]) -> Array:
-    """Share of Σ|λ| in the largest |λ|, (...); 1/d_head when all are equal in size."""
+def top_share(
+    eigenvalues: Complex128[np.ndarray, "*heads d_head"],
+) -> Float64[np.ndarray, "*heads"]:
+    """Return the share of Σ|λ| in the largest |λ|, (...); 1/d_head when all are equal in size."""
     size = np.abs(eigenvalues)
     with np.errstate(invalid="ignore"):  # W = 0 has none: NaN
         return np.asarray(size.max(-1) / size.sum(-1))
 
 
-def relative_variance(eigenvalues: NDArray[np.complex128]) -> Array:
-    """mean |λ − μ|² / |μ|² over the given eigenvalues, (...): 0 when they all agree."""
+def relative_variance(
+    eigenvalues: Complex128[np.ndarray, "*heads d_head"],
+) -> Float64[np.ndarray, "*heads"]:
+    """Return mean |λ − μ|² / |μ|² over the given eigenvalues, (...): 0 when they all agree."""
     mean = eigenvalues.mean(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((np.abs(eigenvalues - mean[..., None]) ** 2).mean(-1) / np.abs(mean) ** 2)
 
 
 def z_score(value: Array, draws: Array) -> Array:
-    """(value − mean)/standard deviation of the draws, (...)."""
+    """Return (value − mean)/standard deviation of the draws, (...)."""
     return np.asarray((value - draws.mean()) / draws.std(ddof=1))
 
 
 def percentile(value: Any, draws: Any) -> Array:
-    """Percentage of draws below the value, draws equal to it counted half; value (...), draws (draws,) or (..., draws).
+    """Return the percentage of draws below the value, draws equal to it counted half.
+
+    value: (...). draws: (draws,) or (..., draws).
 
     NaN where the value is not a number.
     """
@@ -78,7 +88,10 @@ def percentile(value: Any, draws: Any) -> Array:
 
 
 def localization_of(trace: Array, trace_sq: Array, frobenius_sq: Array, temperature: float) -> tuple[Array, ...]:
-    """Index, centre and level of the T → ∞ profile of the moments, (...) each (book, "Theory: signal propagation")."""
+    """Return the index, centre and level of the T → ∞ profile of the moments.
+
+    Each of shape (...). Source: book, "Theory: signal propagation".
+    """
     bounded = np.clip(trace_sq, -frobenius_sq, frobenius_sq)  # rounding may put a symmetric head just outside
     moments = (np.asarray(each)[..., None] for each in (trace, bounded, frobenius_sq))
     with np.errstate(invalid="ignore", divide="ignore"):  # M = 0 has a profile all the same
@@ -86,8 +99,10 @@ def localization_of(trace: Array, trace_sq: Array, frobenius_sq: Array, temperat
         return profile_localization(THETA, rho)
 
 
-def null_localization(draws: NullDraws, frobenius_sq: Array, temperature: float) -> Array:
-    """Localization index of the random heads scaled to each head's Frobenius norm, (heads, draws).
+def null_localization(
+    draws: NullDraws, frobenius_sq: Float64[np.ndarray, " heads"], temperature: float
+) -> Float64[np.ndarray, "heads draws"]:
+    """Return the localization index of the random heads scaled to each head's Frobenius norm, (heads, draws).
 
     A head of norm s at temperature λ has the profile of the same head of norm 1 at λ/s. All heads share the moments of
     those, hence the law of their logits and its part below the lower threshold: only the upper one is a head's own.

@@ -77,7 +77,7 @@ def open_towers(path: str | Path) -> list[Tower]:
 
 
 def unwrapped_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Tensor names without what training wrappers put before them (module., _orig_mod.), to the names in the file."""
+    """Return the names in the file by the names without what training wrappers add (module., _orig_mod.)."""
     names: dict[str, str] = {}
     for name in checkpoint.names():
         plain = WRAPPERS.sub("", name)
@@ -88,7 +88,7 @@ def unwrapped_names(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _refuse_unreadable(checkpoint: Checkpoint) -> None:
-    """Quantised weights and unmerged adapters have no W_QK that could be read from the file."""
+    """Refuse quantised weights and unmerged adapters, which have no W_QK that could be read from the file."""
     if checkpoint.config.get("quantization_config"):
         raise CheckpointError(f"{checkpoint.path}: quantised weights (quantization_config); dequantise the model first")
     for name in checkpoint.names():
@@ -104,9 +104,11 @@ def _family(checkpoint: Checkpoint, names: Mapping[str, str]) -> Family:
         if model_type in family.model_types:
             return family
     known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
-    found = ", ".join(list(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    said = f"model_type is {model_type!r}" if checkpoint.config else "there is no config.json beside the weights"
-    raise CheckpointError(f"{checkpoint.path}: {said}; allowed: {known}. Tensors found: {found or 'none'}")
+    shown = ", ".join(list(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    stated = repr(model_type) if checkpoint.config else "no config.json beside the weights"
+    raise CheckpointError(
+        f"{checkpoint.path}: model_type must be one of {known}, got {stated}. Tensors found: {shown or 'none'}"
+    )
 
 
 def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, part: Part) -> Tower:
@@ -118,7 +120,7 @@ def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, par
         prefixes = marked if marked or len(family.parts) > 1 else prefixes
         if len(prefixes) > 1:
             raise CheckpointError(
-                f"{checkpoint.path}: several stacks of layers, under {', '.join(prefixes)}; allowed: one"
+                f"{checkpoint.path}: there must be one stack of layers, got those under {', '.join(prefixes)}"
             )
         if prefixes:
             post = config.get("do_layer_norm_before") is False or config.get("norm") == "post"
@@ -139,7 +141,7 @@ def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, par
 
 
 def _prefixes(names: Iterable[str], query: str) -> list[str]:
-    """What stands before the name of a query weight, over all layers, each once."""
+    """Return what stands before the name of a query weight, over all layers, each once."""
     before, after = (re.escape(text) for text in f"{query}.weight".split("{layer}"))
     pattern = re.compile(rf"((?:.*\.)?){before}\d+{after}")
     found = (pattern.fullmatch(name) for name in names)
@@ -152,7 +154,7 @@ def _part_config(checkpoint: Checkpoint, family: Family, part: Part) -> dict[str
         config = config[part.config_key]
     kind = config.get("position_embedding_type")
     if kind not in (None, "absolute", "rope", "rotary"):
-        raise CheckpointError(f"{checkpoint.path}: position_embedding_type is {kind!r}; allowed: 'absolute'")
+        raise CheckpointError(f"{checkpoint.path}: position_embedding_type must be 'absolute', got {kind!r}")
     return {**family.defaults, **part.defaults, **config}
 
 
@@ -164,7 +166,7 @@ def _sizes(checkpoint: Checkpoint, config: Mapping[str, Any], family: Family) ->
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(
-                f"{checkpoint.path}: config.json: {keys[name]} is {value!r}; allowed: an integer >= 1"
+                f"{checkpoint.path}: config.json: {keys[name]} must be an integer >= 1, got {value!r}"
             )
         return value
 
@@ -207,12 +209,12 @@ def qk_layers(path: str | Path, layers: Iterable[int] | None = None) -> Iterator
 
 
 def chosen_layers(count: int, wanted: list[int] | None) -> list[int]:
-    """The layers to read of `count`; ArgumentError when one of those wanted does not exist."""
+    """Return the layers to read of `count`; ArgumentError when one of those wanted does not exist."""
     if wanted is None:
         return list(range(count))
     for layer in wanted:
         if not 0 <= layer < count:
-            raise ArgumentError(f"layers holds {layer}; allowed: 0 to {count - 1}")
+            raise ArgumentError(f"layers must be 0 to {count - 1}, got {layer}")
     return wanted
 
 
@@ -241,7 +243,7 @@ def read_layer(tower: Tower, layer: int) -> QKLayer:
 
 
 def _finite(w: NDArray[Any]) -> bool:
-    """Whether all weights (heads, d_head, d_model) are finite; a NaN makes both extremes NaN."""
+    """Return whether all weights (heads, d_head, d_model) are finite; a NaN makes both extremes NaN."""
     return all(bool(np.isfinite(head.min()) and np.isfinite(head.max())) for head in w)
 
 
@@ -260,7 +262,7 @@ def _projections(tower: Tower, layer: int, kind: str, tail: tuple[int, ...]) -> 
 
 
 def _qk_norm(tower: Tower, layer: int) -> QKNorm | None:
-    """Gains of query-key normalisation, float64, and its epsilon."""
+    """Return the gains of query-key normalisation, float64, and its epsilon."""
     if tower.family.qk_norm is None:
         return None
     gains = [
@@ -271,7 +273,10 @@ def _qk_norm(tower: Tower, layer: int) -> QKNorm | None:
 
 
 def _input_norm(tower: Tower, layer: int) -> InputNorm | None:
-    """Gain and bias of the normalisation before the projections; None where the model has none or no gain."""
+    """Return the gain and bias of the normalisation before the projections.
+
+    None where the model has none or no gain.
+    """
     norm = tower.norm
     name = norm.first if layer == 0 and "{previous}" in norm.name else norm.name
     if name is None:
@@ -287,7 +292,7 @@ def _input_norm(tower: Tower, layer: int) -> InputNorm | None:
 
 
 def _multiplier(tower: Tower, layer: int) -> float:
-    """What the model multiplies qᵀk by: 1/√d_head unless its configuration says otherwise."""
+    """Return what the model multiplies qᵀk by: 1/√d_head unless its configuration says otherwise."""
     config, d_head = tower.config, tower.sizes.d_head
     if tower.family.multiplier == "query_pre_attn_scalar":
         return 1 / math.sqrt(_positive(tower, "query_pre_attn_scalar", None) or d_head)
@@ -298,12 +303,15 @@ def _multiplier(tower: Tower, layer: int) -> float:
 
 
 def _positive(tower: Tower, key: str, default: float | None) -> float | None:
-    """A number > 0 of config.json, or the default where it is left out or null; CheckpointError for anything else."""
+    """Return a number > 0 of config.json, or the default where it is left out or null.
+
+    Raises CheckpointError for anything else.
+    """
     value = tower.config.get(key)
     if value is None:
         return default
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise CheckpointError(f"{tower.checkpoint.path}: config.json: {key} is {value!r:.40}; allowed: a number > 0")
+        raise CheckpointError(f"{tower.checkpoint.path}: config.json: {key} must be a number > 0, got {value!r:.40}")
     return float(value)
 
 
@@ -316,7 +324,7 @@ def _has(tower: Tower, template: str, kind: str, layer: int) -> bool:
 
 
 def _read(tower: Tower, template: str, kind: str, layer: int, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A tensor as an array in the file's precision; CheckpointError unless it is there with this shape."""
+    """Return a tensor as an array in the file's precision; CheckpointError unless it is there with this shape."""
     checkpoint, name = tower.checkpoint, _name(tower, template, kind, layer)
     if name not in tower.names:
         raise CheckpointError(f"{checkpoint.path}: {name} is missing")
@@ -327,7 +335,7 @@ def _read(tower: Tower, template: str, kind: str, layer: int, shape: tuple[int, 
 
 
 def local_model(name: str | Path) -> Path:
-    """The folder or file of a model: the path itself when it exists, else a download of the hub's `owner/model`.
+    """Return the folder or file of a model: the path itself when it exists, else a download of the hub's `owner/model`.
 
     Prefers safetensors, and takes .bin files where there are none. Raises CheckpointError when nothing is found.
     """

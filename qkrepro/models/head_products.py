@@ -6,11 +6,16 @@ draw changes the products, not what is computed from them. NumPy arrays througho
 need not import PyTorch. Source: book, "The eigenspectrum"; the cyclic property of trace and spectrum.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float64
 
 Array = NDArray[np.float64]
 PIECE = 2**20  # numbers that become float64 at a time, 8 MB
@@ -30,26 +35,26 @@ class HeadProducts:
         """Number of eigenvalues that can differ from zero."""
         return int(self.cross.shape[-1])
 
-    def between(self, core: Array | None) -> "HeadProducts":
-        """The products of W = w_qᵀ C w_k, C (d_head, d_head): a rotation between query and key, or gains."""
+    def between(self, core: Array | None) -> HeadProducts:
+        """Return the products of W = w_qᵀ C w_k, C (d_head, d_head): a rotation between query and key, or gains."""
         if core is None:
             return self
         return HeadProducts(core @ self.cross, self.gram_q, core @ self.gram_k @ core.T, self.d_model)
 
     def trace(self) -> Array:
-        """tr W, (...)."""
+        """Return tr W, (...)."""
         return np.asarray(self.cross.trace(axis1=-2, axis2=-1))
 
     def trace_sq(self) -> Array:
-        """tr W², (...)."""
+        """Return tr W², (...)."""
         return np.asarray((self.cross * self.cross.mT).sum((-2, -1)))
 
     def frobenius_sq(self) -> Array:
-        """‖W‖_F² = tr(gram_q gram_k), (...)."""
+        """Return ‖W‖_F² = tr(gram_q gram_k), (...)."""
         return np.asarray((self.gram_q * self.gram_k).sum((-2, -1)))
 
     def spectral_norm(self) -> Array:
-        """‖W‖_2, (...): the root of the largest eigenvalue of Lᵀ gram_k L, gram_q = L Lᵀ."""
+        """Return ‖W‖_2, (...): the root of the largest eigenvalue of Lᵀ gram_k L, gram_q = L Lᵀ."""
         try:
             half = np.linalg.cholesky(self.gram_q)
         except np.linalg.LinAlgError:  # w_q of deficient rank: the symmetric root, which is slower, always exists
@@ -59,17 +64,19 @@ class HeadProducts:
         return np.asarray(np.sqrt(largest.clip(min=0)))
 
     def symmetric_share(self) -> Array:
-        """‖(W + Wᵀ)/2‖_F² / ‖W‖_F², (...): 1 for a symmetric W, 0 for an antisymmetric one, 1/2 by chance."""
+        """Return ‖(W + Wᵀ)/2‖_F² / ‖W‖_F², (...): 1 for a symmetric W, 0 for an antisymmetric one, 1/2 by chance."""
         with np.errstate(invalid="ignore"):  # W = 0 has none: NaN
             return np.asarray((1 + self.trace_sq() / self.frobenius_sq()) / 2)
 
     def eigenvalues(self) -> NDArray[np.complex128]:
-        """The eigenvalues that can differ from zero, complex128, (..., d_head)."""
+        """Return the eigenvalues that can differ from zero, complex128, (..., d_head)."""
         return np.linalg.eigvals(self.cross).astype(np.complex128, copy=False)
 
 
 def head_products(w_q: Any, w_k: Any) -> HeadProducts:
-    """Products of all heads of a layer; w_q (heads, d_head, d_model), w_k (kv_heads, d_head, d_model), floating point.
+    """Return the products of all heads of a layer.
+
+    w_q: (heads, d_head, d_model), w_k: (kv_heads, d_head, d_model), floating point.
 
     Arrays or tensors. Head h reads key head h // (heads / kv_heads). Returns products (heads, d_head, d_head). Weights
     become float64 some heads at a time, so that half-precision layers of large models stay small; query and key of a
@@ -101,12 +108,12 @@ def products_in_covariance(w_q: Any, w_k: Any, cov: Any) -> HeadProducts:
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """An array as it is, a tensor as one in float64: NumPy does not know bfloat16."""
+    """Return an array as it is, a tensor as one in float64: NumPy does not know bfloat16."""
     return values if isinstance(values, np.ndarray) else np.asarray(values.detach().double().cpu())
 
 
 def random_products(d_head: int, d_model: int, draws: int, seed: int) -> HeadProducts:
-    """Products of `draws` heads with independent N(0, 1) weights, (draws, d_head, d_head).
+    """Return the products of `draws` heads with independent N(0, 1) weights, (draws, d_head, d_head).
 
     Exactly the law of w_q, w_k with Gaussian entries at any d_model, in O(d_head³) a draw: a rotation of the model's
     axes brings w_q to a lower triangle (Bartlett's decomposition), and w_k into its first d_head columns and the rest.
@@ -121,8 +128,10 @@ def random_products(d_head: int, d_model: int, draws: int, seed: int) -> HeadPro
     return HeadProducts(first @ left.mT, left @ left.mT, gram_k, d_model)
 
 
-def _wishart_root(size: int, columns: int, draws: int, generator: np.random.Generator) -> Array:
-    """L (draws, size, k) with L Lᵀ distributed as G Gᵀ, G a Gaussian (size, columns); k = min(size, columns)."""
+def _wishart_root(
+    size: int, columns: int, draws: int, generator: np.random.Generator
+) -> Float64[np.ndarray, "draws size k"]:
+    """Return L (draws, size, k) with L Lᵀ distributed as G Gᵀ, G a Gaussian (size, columns); k = min(size, columns)."""
     if columns < size:
         return generator.standard_normal((draws, size, columns))
     chi = np.sqrt(generator.chisquare(columns - np.arange(size), size=(draws, size)))  # the diagonal

@@ -78,12 +78,14 @@ class QKLayer:
         return len(self.w_q) // len(self.w_k)
 
     def head(self, index: int) -> QKHead:
-        """One head of the layer in tensors, with the key weights that it reads."""
+        """Return one head of the layer in tensors, with the key weights that it reads."""
 
         return head_of_layer(self, index)
 
     def folded(self) -> QKLayer:
-        """The same layer with the gain of the input's normalisation folded into w_q and w_k, its bias into b_q and b_k.
+        """Return the same layer with the gain of the input's normalisation folded into w_q and w_k.
+
+        The bias of the normalisation goes into b_q and b_k.
 
         The logits of x̂ (normalised, without gain and bias) are then those of gain ⊙ x̂ + bias in the layer as it was.
         """
@@ -94,7 +96,9 @@ class QKLayer:
         return replace(self, w_q=self.w_q * gain, w_k=self.w_k * gain, b_q=b_q, b_k=b_k, input_norm=None)
 
     def core(self, distance: float = 0, *, gains: bool = False) -> Array | None:
-        """C (d_head, d_head) in W = w_qᵀ C w_k for a key `distance` tokens before the query; None for the identity.
+        """Return C (d_head, d_head) in W = w_qᵀ C w_k for a key `distance` tokens before the query.
+
+        It is None for the identity.
 
         C is the rotation of rotary positions; with gains=True also the gains of query-key normalisation.
         """
@@ -109,7 +113,7 @@ class QKLayer:
 
 
 def _moved(w: NDArray[Any], b: Array | None, bias: Array | None) -> Array | None:
-    """Bias of a projection (heads, d_head) after the bias of its input has been moved into it."""
+    """Return the bias of a projection (heads, d_head) after the bias of its input has been moved into it."""
     if bias is None:
         return b
     moved = w.astype(np.float64) @ bias  # (heads, d_head)
@@ -139,7 +143,9 @@ class QKHead:
         return 1 / self.multiplier
 
     def logits(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Attention logits, (..., T, T) float64, row = query, before any mask; x is what the projections read.
+        """Return the attention logits, (..., T, T) float64, row = query, before any mask.
+
+        x: what the projections read.
 
         x: (..., T, d_model). positions: (T,), 0 … T − 1 by default; they matter under rotary positions alone.
         """
@@ -154,7 +160,7 @@ class QKHead:
 
 
 def head_of_layer(layer: QKLayer, index: int) -> QKHead:
-    """One head of a layer, in tensors of its own, with the key weights that it reads."""
+    """Return one head of a layer, in tensors of its own, with the key weights that it reads."""
     import torch
 
     key, qk_norm, input_norm = index // layer.group, layer.qk_norm, layer.input_norm
@@ -186,13 +192,13 @@ def _double(values: NDArray[np.floating]) -> Tensor:
 
 
 def rms_normalised(x: Tensor, eps: float) -> Tensor:
-    """x divided by its root mean square over the last dimension."""
+    """Return x divided by its root mean square over the last dimension."""
     normalised: Tensor = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
     return normalised
 
 
 def _rotary_logits(q: Tensor, k: Tensor, rotary: Rotary, positions: Tensor | None) -> Tensor:
-    """qᵀ R(m − n) k for every pair, by rotating queries and keys to their own positions."""
+    """Return qᵀ R(m − n) k for every pair, by rotating queries and keys to their own positions."""
     import torch
 
     length, d_head = q.shape[-2:]

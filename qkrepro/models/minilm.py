@@ -40,7 +40,7 @@ class LayerView:
 
 
 def minilm_folder() -> Path:
-    """Folder of the installed weights, after their digest has been checked.
+    """Return the folder of the installed weights, after their digest has been checked.
 
     Raises CheckpointError when the package is not installed or its weights are not the published ones.
     """
@@ -60,24 +60,24 @@ def check_digest(path: Path, expected: str) -> None:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if found != expected:
-        raise CheckpointError(f"{path}: SHA-256 is {found}; allowed: {expected}")
+        raise CheckpointError(f"{path}: SHA-256 must be {expected}, got {found}")
 
 
 def token_windows(folder: Path, text: str, window: int = WINDOW) -> list[Tensor]:
-    """Token numbers of a text in windows of at most `window`, each between [CLS] and [SEP]; int64 (T,) each.
+    """Return the token numbers of a text in windows of at most `window`, each between [CLS] and [SEP]; int64 (T,) each.
 
     Windows are as equal in length as can be. Raises ArgumentError for an empty text or a window outside 3..512.
     """
     from tokenizers import Tokenizer
 
     if not 3 <= window <= 512:
-        raise ArgumentError(f"window is {window!r}; allowed: 3 to 512 tokens")
+        raise ArgumentError(f"window must be 3 to 512 tokens, got {window!r}")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     numbers = tokenizer.encode(text, add_special_tokens=False).ids
     if not numbers:
-        raise ArgumentError("text is empty; allowed: at least one token")
+        raise ArgumentError("text must hold at least one token, got none")
     first, last = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     count = -(-len(numbers) // (window - 2))
     edges = [len(numbers) * piece // count for piece in range(count + 1)]

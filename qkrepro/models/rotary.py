@@ -23,13 +23,16 @@ KNOWN = ("default", "linear", "dynamic", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class Rotary:
-    """Frequencies of one layer: (n/2,) float64, radians a token, for the first n of the d_head dimensions."""
+    """Frequencies of one layer: (n/2,) float64, radians per token, for the first n of the d_head dimensions."""
 
     frequencies: Array
     scaling: float = 1.0  # multiplies the rotated queries and keys alike (yarn)
 
     def rotation(self, distance: float, d_head: int) -> Array:
-        """The matrix R with logit = qᵀ R k for a key `distance` tokens before the query; float64, (d_head, d_head)."""
+        """Return the matrix R with logit = qᵀ R k for a key `distance` tokens before the query.
+
+        It is float64, (d_head, d_head).
+        """
         n, half = 2 * len(self.frequencies), len(self.frequencies)
         angle = distance * self.frequencies  # (n/2,)
         cos, sin = np.cos(angle), np.sin(angle)
@@ -44,7 +47,7 @@ class Rotary:
 
 @np.errstate(all="ignore")  # numbers that are not finite are refused below
 def rotary_of_layer(config: Mapping[str, Any], layer: int, d_head: int) -> Rotary:
-    """Rotary parameters of a layer from a model's config.json, in the present and in the older spelling.
+    """Return the rotary parameters of a layer from a model's config.json, in the present and in the older spelling.
 
     Raises CheckpointError for a rope type that is not known here, or parameters that are missing or not numbers.
     """
@@ -54,7 +57,7 @@ def rotary_of_layer(config: Mapping[str, Any], layer: int, d_head: int) -> Rotar
         dim = int(d_head * float(rope.get("partial_rotary_factor", 1.0)))
         base = float(rope.get("rope_theta", 10000.0))
         if kind not in KNOWN:
-            raise CheckpointError(f"config.json: rope type is {kind!r:.40}; allowed: {', '.join(KNOWN)}")
+            raise CheckpointError(f"config.json: rope type must be one of {', '.join(KNOWN)}, got {kind!r:.40}")
         if not (base > 0 and 0 <= dim <= d_head and dim % 2 == 0):
             raise ValueError(f"base {base} and {dim} of {d_head} dimensions")
         plain = base ** (-np.arange(0, dim, 2) / max(dim, 1))  # (n/2,)
@@ -70,7 +73,7 @@ def rotary_of_layer(config: Mapping[str, Any], layer: int, d_head: int) -> Rotar
 
 
 def _rope_parameters(config: Mapping[str, Any], layer: int) -> dict[str, Any]:
-    """The rope parameters of a layer as one flat mapping, whichever way config.json spells them."""
+    """Return the rope parameters of a layer as one flat mapping, whichever way config.json spells them."""
     kind = layer_type(config, layer)
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     nested = stated.get(kind) if isinstance(stated.get(kind), dict) else None
@@ -84,7 +87,7 @@ def _rope_parameters(config: Mapping[str, Any], layer: int) -> dict[str, Any]:
 
 
 def layer_type(config: Mapping[str, Any], layer: int) -> str:
-    """`sliding_attention` or `full_attention`; every n-th layer is full where config.json gives a pattern n."""
+    """Return `sliding_attention` or `full_attention`; every n-th layer is full where config.json gives a pattern n."""
     types = config.get("layer_types")
     if isinstance(types, list) and layer < len(types):
         return str(types[layer])

@@ -14,12 +14,12 @@ from qkrepro.models.transformer import LanguageModel, ModelConfig
 from qkrepro.models.weight_files import Checkpoint, one_line, read_json
 
 EOS, UNK = "<eos>", "<unk>"  # what stands for the end of a line, and for a word outside the vocabulary
-VOCABULARY = "vocabulary.txt"  # beside the weights of a run: its words by number, one a line
+VOCABULARY = "vocabulary.txt"  # beside the weights of a run: its words by number, one per line
 SIZES = ("d_model", "d_ff", "layers", "heads", "norm")
 
 
 def run_model(tower: Tower) -> LanguageModel:
-    """The model of a run, without dropout, from its configuration and its weights.
+    """Return the model of a run, without dropout, from its configuration and its weights.
 
     Raises CheckpointError when the weights are not those of such a model.
     """
@@ -34,7 +34,7 @@ def run_model(tower: Tower) -> LanguageModel:
 
 
 def run_corpus(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the record of a run says of its corpus: name, digest, words (their number)."""
+    """Return what the record of a run says of its corpus: name, digest, words (their number)."""
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     about = read_json(folder / "run.json").get("corpus")
     if not isinstance(about, dict) or not {"name", "digest", "words"} <= about.keys():
@@ -43,7 +43,7 @@ def run_corpus(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def run_words(checkpoint: Checkpoint) -> list[str]:
-    """The words of a run's vocabulary, by number, from vocabulary.txt beside its weights.
+    """Return the words of a run's vocabulary, by number, from vocabulary.txt beside its weights.
 
     Raises CheckpointError when the file cannot be read, or holds another number of words than the run's record says.
     """
@@ -61,7 +61,9 @@ def run_words(checkpoint: Checkpoint) -> list[str]:
 
 
 def text_windows(text: str, words: list[str], longest: int) -> list[Tensor]:
-    """Windows of token numbers (1, T), 2 <= T <= longest: words between white space, a line's end, unknown words.
+    """Return the windows of token numbers, (1, T) with 2 <= T <= longest, that a text becomes.
+
+    Tokens are the words between white space and the ends of lines; words outside the vocabulary become `<unk>`.
 
     Raises ArgumentError for a word outside a vocabulary without `<unk>`, or a text of fewer than two words.
     """
@@ -70,9 +72,9 @@ def text_windows(text: str, words: list[str], longest: int) -> list[Tensor]:
     found = [word for word in found if word != EOS or EOS in number]  # the synthetic corpus has no lines
     unknown = next((word for word in found if word not in number), None)
     if unknown is not None and UNK not in number:
-        raise ArgumentError(f"text holds {unknown!r:.40}, which the model does not know; allowed: words of its corpus")
+        raise ArgumentError(f"text must hold words of the model's corpus, got {unknown!r:.40}")
     ids = torch.tensor([number.get(word, number.get(UNK, -1)) for word in found], dtype=torch.int64)
     if len(ids) < 2:
-        raise ArgumentError("text holds fewer than two tokens; allowed: a text with increments")
+        raise ArgumentError("text must hold at least two tokens, which have an increment, got fewer")
     windows = [ids[None, start : start + longest] for start in range(0, len(ids), longest)]  # (1, T) each
     return [window for window in windows if window.shape[1] > 1]

@@ -1,4 +1,4 @@
-"""The table of `qkrepro spectrum`: one row a head (and distance), what its spectrum is and what chance would give.
+"""The table of `qkrepro spectrum`: one row per head (and distance), what its spectrum is and what chance would give.
 
 The number of eigenvalues that a mean or a variance runs over is in the column's name: `_model` for all d_model of
 them (zeros included), `_head` for the d_head that can differ from zero. COLUMNS says what each column is.
@@ -108,7 +108,7 @@ class TableOptions:
         check_integer("draws", self.draws, at_least=2)
         for distance in self.distances:
             if not 0 <= distance < float("inf"):
-                raise ArgumentError(f"distance is {distance!r}; allowed: numbers >= 0, in tokens")
+                raise ArgumentError(f"distance must be >= 0 tokens, got {distance!r}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Chance:
     lock: Lock = field(default_factory=Lock)
 
     def of_shape(self, d_head: int, d_model: int) -> NullDraws:
-        """The statistics of random heads of this shape."""
+        """Return the statistics of random heads of this shape."""
         with self.lock:
             if (d_head, d_model) not in self.drawn:
                 self.drawn[d_head, d_model] = _null(d_head, d_model, self.options, threads=self.threads)
@@ -141,7 +141,7 @@ def spectrum_table(
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row a head and distance, with the columns of COLUMNS that apply.
+    """Return one row per head and distance, with the columns of COLUMNS that apply.
 
     distances: tokens between query and key, >= 0; other than 0 needs rotary positions. fold_norm: the gain of the
     preceding normalisation (and of query-key normalisation) goes into W. moments_only: no eigenvalues, much faster.
@@ -160,21 +160,24 @@ def spectrum_table(
 def layer_tables(
     layer: QKLayer, options: TableOptions, chance: Chance
 ) -> list[tuple[Columns, NDArray[np.complex128] | None]]:
-    """The rows of a layer with the eigenvalues behind them, (heads, d_head), None without; one pair a distance."""
+    """Return the rows of a layer and the eigenvalues behind them, one pair per distance.
+
+    Eigenvalues are (heads, d_head), or None where they are not wanted.
+    """
     read = layer.folded() if options.fold_norm else layer
     products = head_products(read.w_q, read.w_k)
     drawn = cache(lambda: _null_of_layer(layer, products, options, chance))
     tables = []
     for distance in options.distances:
         if distance != 0 and layer.rotary is None:
-            raise ArgumentError(f"distance is {distance:g}; allowed: 0, since this model has no rotary positions")
+            raise ArgumentError(f"distance must be 0, since this model has no rotary positions, got {distance:g}")
         core = read.core(distance, gains=options.fold_norm)
         tables.append(_columns(layer, read, products.between(core), distance, drawn, options))
     return tables
 
 
 def joined(tables: Sequence[Columns]) -> Columns:
-    """The rows of several tables of the same columns below each other."""
+    """Return the rows of several tables of the same columns below each other."""
     return {name: [value for table in tables for value in table[name]] for name in (tables[0] if tables else {})}
 
 
@@ -186,7 +189,10 @@ def _columns(
     drawn: Callable[[], NullDraws],
     options: TableOptions,
 ) -> tuple[Columns, NDArray[np.complex128] | None]:
-    """What the heads are first, then where chance would stand: another thread may be drawing what chance gives."""
+    """Return the columns and the eigenvalues: first what the heads are, then where chance would stand.
+
+    The order matters: meanwhile another thread may be drawing what chance gives.
+    """
     columns: dict[str, Any] = {"part": layer.part} if layer.part else {}
     columns |= {"layer": layer.layer, "head": range(layer.heads)}
     if layer.rotary is not None:
@@ -207,7 +213,7 @@ def _columns(
 
 
 def _listed(values: Any, heads: int) -> list[Any]:
-    """A column as plain values, one a head."""
+    """Return a column as plain values, one a head."""
     if isinstance(values, np.ndarray | range):
         return list(values.tolist() if isinstance(values, np.ndarray) else values)
     return [values] * heads
@@ -247,7 +253,7 @@ def _against_chance(columns: Mapping[str, Array], null: NullDraws) -> dict[str, 
 def _located(
     layer: QKLayer, products: HeadProducts, distance: float, options: TableOptions
 ) -> tuple[Array, Array, Array]:
-    """tr M, tr M², ‖M‖_F² behind the localization."""
+    """Return tr M, tr M², ‖M‖_F² behind the localization."""
     if options.covariances is not None:
         cov = as_array(options.covariances[layer.part, layer.layer])
         products = products_in_covariance(layer.w_q, layer.w_k, cov).between(layer.core(distance))
@@ -255,14 +261,14 @@ def _located(
 
 
 def _null_in_covariance(layer: QKLayer, products: HeadProducts, options: TableOptions) -> NullDraws:
-    """Random heads in the covariance of the layer's tokens, for localization alone."""
+    """Return the random heads in the covariance of the layer's tokens, for localization alone."""
     assert options.covariances is not None
     cov = as_array(options.covariances[layer.part, layer.layer])
     return _null(products.d_head, products.d_model, options, cov, eigenvalues=False)
 
 
 def _key_bias(read: QKLayer, products: HeadProducts) -> Array:
-    """‖w_kᵀ Cᵀ b_q‖ per head, (heads,): the size of what the query's bias adds to a logit, x_iᵀ w_kᵀ Cᵀ b_q.
+    """Return ‖w_kᵀ Cᵀ b_q‖ per head, (heads,): the size of what the query's bias adds to a logit, x_iᵀ w_kᵀ Cᵀ b_q.
 
     Its square is b_qᵀ C w_k w_kᵀ Cᵀ b_q, and the Gram matrix of W's key side holds the middle.
     """
@@ -273,7 +279,7 @@ def _key_bias(read: QKLayer, products: HeadProducts) -> Array:
 
 
 def _null_of_layer(layer: QKLayer, products: HeadProducts, options: TableOptions, chance: Chance) -> NullDraws:
-    """Random heads of the layer's shape; with folded gains they carry the same gains."""
+    """Return the random heads of the layer's shape; with folded gains they carry the same gains."""
     if not options.fold_norm or (layer.input_norm is None and layer.qk_norm is None):
         return chance.of_shape(products.d_head, products.d_model)
     cov = None if layer.input_norm is None else np.diag(layer.input_norm.gain**2)
@@ -300,7 +306,7 @@ def _null(
 
 
 def _pieces(products: HeadProducts, count: int) -> list[HeadProducts]:
-    """The same products (n, d_head, d_head) in `count` parts of about n / count."""
+    """Return the same products (n, d_head, d_head) in `count` parts of about n / count."""
     split = (np.array_split(each, count) for each in (products.cross, products.gram_q, products.gram_k))
     return [HeadProducts(cross, q, k, products.d_model) for cross, q, k in zip(*split, strict=True)]
 
@@ -316,7 +322,7 @@ def qk_table(
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The spectrum table of a checkpoint, one row a head and distance, as `qkrepro spectrum` gives it.
+    """Return the spectrum table of a checkpoint, one row per head and distance, as `qkrepro spectrum` gives it.
 
     text: a file of text; localization is then in the covariance of the increments of its tokens in the model, and of
     CLIP the text tower alone is given. Other arguments, columns and errors as in `spectrum_table` and `qk_weights`.
@@ -340,7 +346,7 @@ def qk_table(
 
 
 def columns_as_text(table: Columns, kind: str) -> str:
-    """The table as `csv`, as `json` (records, null where there is no number) or, for people, as a `table`."""
+    """Return the table as `csv`, as `json` (records, null where there is no number) or, for people, as a `table`."""
     if kind == "csv":
         lines = [",".join(table), *(",".join(map(_plain, row)) for row in zip(*table.values(), strict=True))]
         return "\n".join(lines)
@@ -351,17 +357,17 @@ def columns_as_text(table: Columns, kind: str) -> str:
 
 
 def _known(value: Any) -> Any:
-    """A value, or None for a number that is not finite."""
+    """Return a value, or None for a number that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> str:
-    """A value in CSV: every digit of it, nothing for a number that is not one."""
+    """Return a value in CSV: every digit of it, nothing for a number that is not one."""
     return "" if value != value else str(value)
 
 
 def _aligned(columns: Columns) -> str:
-    """Columns below their heads, flush right, numbers to four digits."""
+    """Return the columns below their heads, flush right, numbers to four digits."""
     written = [[name, *map(_short, values)] for name, values in columns.items()]
     widths = [max(map(len, column)) for column in written]
     rows = zip(*written, strict=True)

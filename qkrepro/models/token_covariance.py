@@ -22,7 +22,7 @@ LONGEST = 512  # tokens a window
 
 
 def covariance(tokens: Sequence[Tensor]) -> Tensor:
-    """Covariance (d, d), float64, of all tokens of several windows (T, d) about their common mean."""
+    """Return the covariance (d, d), float64, of all tokens of several windows (T, d) about their common mean."""
     pooled = torch.cat(list(tokens)).double()
     return torch.cov(pooled.mT, correction=0)
 
@@ -35,7 +35,7 @@ def increment_second_moment(tokens: Sequence[Tensor]) -> Tensor:
 
 
 def increment_covariances(model: str | Path, text: Path) -> dict[tuple[str, int], Tensor]:
-    """(part, layer) to the covariance (d_model, d_model) of the increments of a text's tokens at that layer.
+    """Return (part, layer) to the covariance (d_model, d_model) of the increments of a text's tokens at that layer.
 
     model: a folder (or hub name) with its tokenizer, as `transformers` reads it, or a run of `qkrepro train`. Of CLIP
     the text tower alone has entries.
@@ -46,7 +46,9 @@ def increment_covariances(model: str | Path, text: Path) -> dict[tuple[str, int]
     tower = open_towers(model)[0]  # of CLIP the text tower
     kind = tower.checkpoint.config["model_type"]
     if kind in WITHOUT_TEXT:
-        raise ArgumentError(f"text is given for a model of type {kind!r}, which reads images; allowed: models of text")
+        raise ArgumentError(
+            f"text must be given for a model that reads text, got one of type {kind!r}, which reads images"
+        )
     run: Callable[[Tensor], object]
     if kind == "qkrepro":
         from qkrepro.models.run_words import run_model, run_words, text_windows
@@ -71,7 +73,7 @@ def _read_text(text: Path) -> str:
     except OSError as error:
         raise ArgumentError(f"text is {str(text)!r}; it cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ArgumentError(f"text is {str(text)!r}; allowed: a file of UTF-8 text") from error
+        raise ArgumentError(f"text must be a file of UTF-8 text, got {str(text)!r}") from error
 
 
 def running_model(folder: Path, **options: Any) -> Any:
@@ -112,7 +114,7 @@ def _windows(folder: Path, network: Any, content: str) -> list[Tensor]:
 def _inputs(
     network: nn.Module, run: Callable[[Tensor], object], windows: list[Tensor], tower: Tower
 ) -> dict[int, list[Tensor]]:
-    """What the query projection of each layer reads, layer to one (T, d_model) a window."""
+    """Return what the query projection of each layer reads, layer to one (T, d_model) a window."""
     before, after = (re.escape(piece) for piece in tower.naming.query.split("{layer}"))
     pattern = re.compile(rf"(?:.*\.)?{before}(\d+){after}")
     seen: dict[int, list[Tensor]] = {layer: [] for layer in range(tower.sizes.layers)}

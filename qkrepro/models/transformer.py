@@ -43,9 +43,9 @@ class ModelConfig:
         check_number("dropout", self.dropout, at_least=0)
         check_choice("norm", self.norm, ("post", "pre"))
         if self.dropout >= 1:
-            raise ArgumentError(f"dropout is {self.dropout!r}; allowed: a number in [0, 1)")
+            raise ArgumentError(f"dropout must be in [0, 1), got {self.dropout!r}")
         if self.d_model % self.heads or self.d_model % 2:
-            raise ArgumentError(f"d_model is {self.d_model}; allowed: an even multiple of heads = {self.heads}")
+            raise ArgumentError(f"d_model must be an even multiple of heads = {self.heads}, got {self.d_model}")
 
 
 class QKWeights(NamedTuple):
@@ -81,14 +81,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (batch, length, d_model) to their mixtures, the same shape."""
+        """Return the tokens (batch, length, d_model) to their mixtures, the same shape."""
         q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (batch, heads, length, d_head)
         mixed = mixed.transpose(1, 2).flatten(2)  # (batch, length, d_model)
         return self.out(mixed)  # type: ignore[no-any-return]
 
     def logits(self, x: Tensor) -> Tensor:
-        """Unmasked logits (batch, heads, length, length), query by key, divided by √d_head."""
+        """Return the unmasked logits (batch, heads, length, length), query by key, divided by √d_head."""
         q, k = self._split(self.query(x)), self._split(self.key(x))
         return q @ k.mT / math.sqrt(q.shape[-1])
 
@@ -111,7 +111,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens in, tokens out: (batch, length, d_model)."""
+        """Return the tokens in, tokens out: (batch, length, d_model)."""
         if self.pre:
             x = x + self.dropout(self.attention(self.attention_norm(x)))
             return x + self.dropout(self._feedforward(self.feedforward_norm(x)))  # type: ignore[no-any-return]
@@ -119,7 +119,7 @@ class Layer(nn.Module):
         return self.feedforward_norm(x + self.dropout(self._feedforward(x)))  # type: ignore[no-any-return]
 
     def trace(self, x: Tensor) -> LayerTrace:
-        """The layer's tokens, logits and attention."""
+        """Return the layer's tokens, logits and attention."""
         inputs = self.attention_norm(x) if self.pre else x
         logits = self.attention.logits(inputs)
         future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
@@ -155,11 +155,16 @@ class LanguageModel(nn.Module):
         self._initialise(generator)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token numbers (batch, length), int64, to logits over the vocabulary (batch, length, vocabulary)."""
+        """Return the logits over the vocabulary, (batch, length, vocabulary).
+
+        tokens: (batch, length), int64.
+        """
         return F.linear(self.hidden(tokens), self.embedding.weight)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Token numbers (batch, length), int64, to the tokens that meet the output embedding, (batch, length, d_model).
+        """Return the tokens that meet the output embedding, (batch, length, d_model).
+
+        tokens: token numbers, (batch, length), int64.
 
         Raises ShapeError when tokens are not (batch, length) with 1 <= length <= max_length.
         """
@@ -169,7 +174,7 @@ class LanguageModel(nn.Module):
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def trace(self, tokens: Tensor) -> list[LayerTrace]:
-        """One LayerTrace a layer, for tokens (batch, length): attention, logits, input and output tokens.
+        """Return one LayerTrace per layer, for tokens (batch, length): attention, logits, input and output tokens.
 
         Memory grows as batch × heads × length²; call it under `torch.no_grad()` and `eval()` to measure.
         """
@@ -197,7 +202,7 @@ class LanguageModel(nn.Module):
     def _embed(self, tokens: Tensor) -> Tensor:
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.config.max_length:
             allowed = f"(batch, length) with 1 <= length <= max_length = {self.config.max_length}"
-            raise ShapeError(f"tokens has shape {tuple(tokens.shape)}; allowed: {allowed}")
+            raise ShapeError(f"tokens must have shape {allowed}, got {tuple(tokens.shape)}")
         scaled = self.embedding(tokens) * math.sqrt(self.config.d_model)  # (batch, length, d_model)
         return self.dropout(scaled + self.positions[: tokens.shape[1]])  # type: ignore[no-any-return]
 
@@ -212,7 +217,9 @@ class LanguageModel(nn.Module):
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:
-    """Sinusoidal positions (length, d_model), float32: sines, then cosines, of d_model/2 frequencies from 1 to 1/10000.
+    """Return the sinusoidal positions (length, d_model), float32.
+
+    Sines, then cosines, of d_model/2 frequencies from 1 to 1/10000.
 
     Source: Vaswani et al. 2017, arXiv 1706.03762, in fairseq's arrangement.
     """

@@ -55,19 +55,22 @@ class SafetensorsFile:
         self.entries = read_header(path)
 
     def names(self) -> list[str]:
-        """Names of the tensors, in the order of the header."""
+        """Return the names of the tensors, in the order of the header."""
         return list(self.entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
+        """Return the shape of a tensor, from the header."""
         return self.entries[name].shape
 
     def dtype(self, name: str) -> str:
-        """Dtype of a tensor in the format's own words, as F32 or BF16."""
+        """Return the dtype of a tensor in the format's own words, as F32 or BF16."""
         return self.entries[name].dtype
 
     def read(self, name: str) -> Tensor:
-        """The tensor in the file's own precision; raises CheckpointError for anything but F64, F32, F16 and BF16."""
+        """Return the tensor in the file's own precision.
+
+        Raises CheckpointError for anything but F64, F32, F16 and BF16.
+        """
         import torch
 
         entry, data = self.entries[name], self._bytes(name)
@@ -92,16 +95,16 @@ class SafetensorsFile:
         return wide.view(np.float32).reshape(entry.shape)
 
     def _bytes(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a floating-point tensor."""
+        """Return the bytes of a floating-point tensor."""
         entry = self.entries[name]
         if entry.dtype not in FLOATS:
-            raise CheckpointError(f"{self.path}: {name} is {entry.dtype}; allowed: {', '.join(FLOATS)}")
+            raise CheckpointError(f"{self.path}: {name} must be one of {', '.join(FLOATS)}, got {entry.dtype}")
         with _open(self.path) as file:
             file.seek(entry.begin)
             return self._next(file, entry.end - entry.begin, name)
 
     def _next(self, file: Any, count: int, name: str) -> NDArray[np.uint8]:
-        """The next bytes of the file, all of them."""
+        """Return the next bytes of the file, all of them."""
         data = np.empty(count, np.uint8)
         if file.readinto(data.data) != count:
             raise CheckpointError(f"{self.path}: {name} is cut off; the file has changed while it was read")
@@ -126,23 +129,23 @@ class Checkpoint:
         self.path, self.config, self._files = path, config, dict(files)
 
     def names(self) -> list[str]:
-        """Names of all tensors."""
+        """Return the names of all tensors."""
         return list(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
+        """Return the shape of a tensor."""
         return self._files[name].shape(name)
 
     def dtype(self, name: str) -> str:
-        """Dtype of a tensor, as its file says it."""
+        """Return the dtype of a tensor, as its file says it."""
         return self._files[name].dtype(name)
 
     def read(self, name: str) -> Tensor:
-        """The tensor in the file's own precision."""
+        """Return the tensor in the file's own precision."""
         return self._files[name].read(name)
 
     def array(self, name: str) -> NDArray[Any]:
-        """The tensor as a NumPy array in the file's own precision, bfloat16 as float32."""
+        """Return the tensor as a NumPy array in the file's own precision, bfloat16 as float32."""
         return self._files[name].array(name)
 
 
@@ -164,7 +167,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder; the configuration in run.json for a run of `qkrepro train`; empty without either."""
+    """Return config.json of a folder; the configuration in run.json for a run of `qkrepro train`.
+
+    It is empty where there is neither.
+    """
     if (folder / "config.json").exists():
         return read_json(folder / "config.json")
     run = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
@@ -173,7 +179,9 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The header of a safetensors file, checked: every tensor lies inside the file, and they fill it without gaps.
+    """Return the checked header of a safetensors file.
+
+    Every tensor lies inside the file, and they fill it without gaps.
 
     Raises CheckpointError naming what is wrong: a header longer than the file or the format's limit, not a JSON
     object, a name twice, an unknown dtype, a shape that does not fit its bytes, overlaps, gaps, bytes left over.
@@ -201,7 +209,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises CheckpointError when it cannot be read or is anything else."""
+    """Return a JSON object from a file; raises CheckpointError when it cannot be read or is anything else."""
     with _open(path) as file:
         return _parse_json(path, file.read(MAX_HEADER), "the content")
 
@@ -218,18 +226,18 @@ def _parse_json(path: Path, raw: bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {what} is not JSON ({one_line(error)})") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: {what} is a JSON {type(content).__name__}; allowed: an object")
+        raise CheckpointError(f"{path}: {what} must be a JSON object, got a {type(content).__name__}")
     return content
 
 
 def _entry(path: Path, name: str, fields: Any, base: int) -> TensorEntry:
-    """One checked entry of a header whose data start at byte `base` of the file."""
+    """Return one checked entry of a header whose data start at byte `base` of the file."""
     check_name(path, name)
     if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
         raise CheckpointError(f"{path}: {name} has no dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise CheckpointError(f"{path}: {name} has dtype {dtype!r:.40}; allowed: {', '.join(sorted(BITS))}")
+        raise CheckpointError(f"{path}: {name} must have dtype one of {', '.join(sorted(BITS))}, got {dtype!r:.40}")
     if not (_counts(shape) and _counts(offsets) and len(offsets) == 2):
         raise CheckpointError(f"{path}: {name} has shape {shape!r:.60} and data_offsets {offsets!r:.60}")
     begin, end = offsets
@@ -241,16 +249,16 @@ def _entry(path: Path, name: str, fields: Any, base: int) -> TensorEntry:
 def check_name(path: Path, name: str) -> None:
     """Raise CheckpointError unless a tensor's name can be printed on one line."""
     if not name.isprintable():
-        raise CheckpointError(f"{path}: a tensor is called {name!r:.80}; allowed: printable names")
+        raise CheckpointError(f"{path}: names of tensors must be printable, got {name!r:.80}")
 
 
 def _counts(value: Any) -> bool:
-    """Whether a value is a list of integers >= 0 (64 bits at most)."""
+    """Return whether a value is a list of integers >= 0 (64 bits at most)."""
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _weights_of_folder(folder: Path) -> Path:
-    """The file to open in a folder: an index of shards, one file of weights, or CheckpointError."""
+    """Return the file to open in a folder: an index of shards, one file of weights, or CheckpointError."""
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{folder}: an unmerged adapter (adapter_config.json); merge it into its model first")
     for name in WEIGHT_FILES:
@@ -263,7 +271,7 @@ def _weights_of_folder(folder: Path) -> Path:
             raise CheckpointError(f"{folder}: {len(others)} files of weights and no index ({listed}); name one of them")
         if others:
             return others[0]
-    raise CheckpointError(f"{folder}: no weights; allowed: {', '.join(WEIGHT_FILES)}, or shards with an index")
+    raise CheckpointError(f"{folder}: no weights; a model has {', '.join(WEIGHT_FILES)}, or shards with an index")
 
 
 def _open_weights(path: Path) -> WeightFile:
@@ -271,18 +279,18 @@ def _open_weights(path: Path) -> WeightFile:
         return SafetensorsFile(path)
     if path.suffix in (".bin", ".pt", ".pth"):
         return TorchFile(path)
-    raise CheckpointError(f"{path}: ends in {path.suffix!r}; allowed: .safetensors, .bin, .pt, .pth or a folder")
+    raise CheckpointError(f"{path}: must be a folder or end in .safetensors, .bin, .pt or .pth, got {path.suffix!r}")
 
 
 def _shards(index: Path) -> Iterator[tuple[str, WeightFile]]:
-    """(tensor name, file) over the shards that an index names; each must lie in the index's own folder."""
+    """Yield (tensor name, file) over the shards that an index names; each must lie in the index's own folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: no weight_map; allowed: an object of tensor names and file names")
+        raise CheckpointError(f"{index}: weight_map must be an object of tensor names and file names")
     files: dict[str, WeightFile] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or shard in ("", ".", "..") or set(shard) & {"/", "\\", "\0"}:
-            raise CheckpointError(f"{index}: {name} is in {shard!r:.80}; allowed: a file beside the index")
+            raise CheckpointError(f"{index}: {name} must be in a file beside the index, got {shard!r:.80}")
         if shard not in files:
             if not (index.parent / shard).is_file():
                 raise CheckpointError(f"{index}: shard {shard} is missing")
@@ -300,7 +308,7 @@ def _open(path: Path) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, 120 characters at most."""
+    """Return the first line of an error's message, 120 characters at most."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
@@ -314,24 +322,24 @@ class TorchFile:
         for name in self.tensors:
             check_name(path, name)
         if not self.tensors:
-            raise CheckpointError(f"{path}: no tensors found; allowed: a state dict as torch.save writes it")
+            raise CheckpointError(f"{path}: no tensors found; the file must hold a state dict as torch.save writes it")
 
     def names(self) -> list[str]:
-        """Names of the tensors, in the order of the state dict."""
+        """Return the names of the tensors, in the order of the state dict."""
         return list(self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
+        """Return the shape of a tensor."""
         return tuple(self.tensors[name].shape)
 
     def dtype(self, name: str) -> str:
-        """Dtype of a tensor in PyTorch's words, as float32."""
+        """Return the dtype of a tensor in PyTorch's words, as float32."""
         return str(self.tensors[name].dtype).removeprefix("torch.")
 
     def read(self, name: str) -> Tensor:
-        """A copy of the tensor in the file's own precision; CheckpointError unless it is floating point."""
+        """Return a copy of the tensor in the file's own precision; CheckpointError unless it is floating point."""
         if self.dtype(name) not in FLOATS.values():
-            raise CheckpointError(f"{self.path}: {name} is {self.dtype(name)}; allowed: {', '.join(FLOATS)}")
+            raise CheckpointError(f"{self.path}: {name} must be one of {', '.join(FLOATS)}, got {self.dtype(name)}")
         return self.tensors[name].detach().clone()
 
     def array(self, name: str) -> NDArray[Any]:
@@ -341,7 +349,7 @@ class TorchFile:
 
 
 def _load_torch(path: Path) -> Any:
-    """What a file of torch.save holds; mapped when its format allows it."""
+    """Return what a file of torch.save holds; mapped when its format allows it."""
     import torch
 
     try:
@@ -356,7 +364,7 @@ def _load_torch(path: Path) -> Any:
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a state dict, also of one that a trainer has put under `state_dict` or `model`."""
+    """Yield the tensors of a state dict, also of one that a trainer has put under `state_dict` or `model`."""
     from torch import Tensor
 
     if isinstance(content, Mapping):

@@ -46,7 +46,7 @@ def write_archive(root: Path, path: Path | None = None) -> Archive:
     target = path or root / "_build" / f"{name}.zip"
     records = record_origins(root)
     if not records:
-        raise RunError(f"{root / 'results'} holds no finished record; allowed: at least one")
+        raise RunError(f"{root / 'results'} holds no finished record")
     content = {file: (root / file).read_bytes() for file in archived_files(root)}
     content["records.csv"] = pd.DataFrame(records).to_csv(index=False, lineterminator="\n").encode()
     sums = "".join(f"{hashlib.sha256(raw).hexdigest()}  {file}\n" for file, raw in sorted(content.items()))
@@ -57,7 +57,7 @@ def write_archive(root: Path, path: Path | None = None) -> Archive:
 
 
 def archived_files(root: Path) -> list[str]:
-    """Files of the checkout that go into the archive, relative to it, sorted."""
+    """Return the files of the checkout that go into the archive, relative to it, sorted."""
     folders = [path.parent for path in (root / "results").rglob("run.json") if is_recorded(path.parent)]
     found = [folder / name for folder in folders for name in RECORD_FILES]
     found += [path for pattern in BESIDE for path in root.glob(pattern)]
@@ -65,7 +65,10 @@ def archived_files(root: Path) -> list[str]:
 
 
 def unfinished(root: Path) -> list[str]:
-    """Folders below `results/` with some files of a record but not all: of a run that was stopped while it wrote."""
+    """Return the folders below `results/` with some files of a record but not all.
+
+    They are left by a run that was stopped while it wrote.
+    """
     folders = {path.parent for name in RECORD_FILES for path in (root / "results").rglob(name)}
     return sorted(folder.relative_to(root).as_posix() for folder in folders if not is_recorded(folder))
 

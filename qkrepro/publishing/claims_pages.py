@@ -66,7 +66,7 @@ def _how_to_complete(chapter: str) -> str:
 
 
 def claims_page(table: pd.DataFrame, chapters_written: Sequence[str]) -> str:
-    """The generated part of the claims page, MyST Markdown: one section a claim, in book order.
+    """Return the generated part of the claims page, MyST Markdown: one section per claim, in book order.
 
     `chapters_written` are the chapters that exist as notebooks; only those are linked.
     """
@@ -113,19 +113,25 @@ def _threshold(claim: Claim) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text for a cell of a Markdown table, where a bar would end the cell."""
+    """Return the text for a cell of a Markdown table, where a bar would end the cell."""
     return text.replace("|", "\\|")
 
 
 def verdict_summary(table: pd.DataFrame) -> str:
-    """The front page's table, MyST Markdown: the claims of the paper and those reported of it, with their verdicts."""
+    """Return the front page's table, MyST Markdown.
+
+    It has the claims of the paper and those reported of it, with their verdicts.
+    """
     shown = table[table["provenance"].isin(["paper", "reported"])]
     lines = [f"| {row['statement']} | {row['provenance']} | **{row['outcome']}** |" for _, row in shown.iterrows()]
     return "\n".join(["| claim | provenance | verdict |", "| --- | --- | --- |", *lines, ""])
 
 
 def changed_verdicts(table: pd.DataFrame, folder: Path | None = None) -> list[str]:
-    """Names of the claims whose stored verdict (`book/generated/verdicts.csv`) no longer follows from the data."""
+    """Return the names of the claims whose stored verdict no longer follows from the data.
+
+    Verdicts are stored in `book/generated/verdicts.csv`.
+    """
     path = (folder or book_root() / "book" / "generated") / STORED
     if not path.is_file():
         raise ArgumentError(f"{path} is missing; write it with `qkrepro claims --write`")

@@ -42,12 +42,18 @@ def write_colab_cells(root: Path) -> list[str]:
 
 
 def outdated_colab_cells(root: Path) -> list[str]:
-    """Notebooks whose cell for Colab is missing, is one too many, or names another address than `_config.yml`."""
+    """Return the notebooks whose cell for Colab does not fit `_config.yml`.
+
+    It is missing, is one too many, or names another address.
+    """
     return [path.stem for path in _changed(root)]
 
 
 def expected_cell(root: Path) -> NotebookNode | None:
-    """The cell that `_config.yml` asks for: it fetches the branch that the launch buttons lead to; None without one."""
+    """Return the cell that `_config.yml` asks for.
+
+    It fetches the branch that the launch buttons lead to; None without one.
+    """
     repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
     url, branch = (repository.get("url") or "").rstrip("/"), repository.get("branch") or "main"
     if not url:
@@ -57,7 +63,7 @@ def expected_cell(root: Path) -> NotebookNode | None:
 
 
 def _changed(root: Path) -> dict[Path, NotebookNode]:
-    """Notebooks that are not as they should be, as they should be."""
+    """Return the notebooks that are not as they should be, as they should be."""
     changed, cell = {}, expected_cell(root)
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         notebook = read_notebook(path)

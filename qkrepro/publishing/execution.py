@@ -50,7 +50,7 @@ CENTRAL_FIGURE = (
     "book/images/both_at_once.png",
 )  # notebook, tag of its cell, picture
 THREADS = "2"
-TIMEOUT = 3600  # seconds a cell
+TIMEOUT = 3600  # seconds per cell
 KEPT = "book/generated/repetition.csv"
 COLUMNS = ["notebook", "text", "text_again", "pictures", "pictures_again", "numbers", "numbers_again"]
 
@@ -118,7 +118,7 @@ def run_figures(
 
 
 def find_chapters(root: Path, names: Sequence[str], profile: str) -> list[Chapter]:
-    """The named notebooks (none named: all) at a profile, in the order of the book.
+    """Return the named notebooks (none named: all) at a profile, in the order of the book.
 
     The parameters cell of a notebook is the committed profile; `notebooks/profiles/NAME.yaml` lists what another one
     changes in it. Raises ArgumentError for an unknown name or profile, and for a parameter that the notebook has not.
@@ -144,7 +144,7 @@ def find_chapters(root: Path, names: Sequence[str], profile: str) -> list[Chapte
 
 
 def stale_inputs(root: Path, chapter: Chapter) -> list[str]:
-    """What changed since the outputs of a chapter were made; empty when they are current."""
+    """Return what changed since the outputs of a chapter were made; empty when they are current."""
     if not chapter.target.is_file():
         return ["no outputs yet"]
     notebook = read_notebook(chapter.target)
@@ -157,7 +157,7 @@ def stale_inputs(root: Path, chapter: Chapter) -> list[str]:
 
 
 def digests(root: Path, chapter: Chapter) -> dict[str, str]:
-    """Digests of what the outputs of a chapter follow from."""
+    """Return the digests of what the outputs of a chapter follow from."""
     cells = [cell.source for cell in code_cells(read_notebook(chapter.source))]
     return input_digests(root, cells, chapter.parameters, chapter.reads)
 
@@ -215,7 +215,10 @@ def run_apart(root: Path, chapter: Chapter, scratch: Path, label: str = "") -> t
 
 
 def central_figure(chapter: Chapter, notebook: NotebookNode) -> bytes | None:
-    """PNG of the cell tagged as the central figure, for the README and the front page; None in other chapters."""
+    """Return the PNG of the cell tagged as the central figure, for the README and the front page.
+
+    It is None in other chapters.
+    """
     name, tag, _ = CENTRAL_FIGURE
     if chapter.name != name or chapter.profile != COMMITTED_PROFILE:
         return None
@@ -227,7 +230,10 @@ def central_figure(chapter: Chapter, notebook: NotebookNode) -> bytes | None:
 
 
 def _environment(root: Path, numbers: Path, scratch: str) -> dict[str, str]:
-    """Variables of a kernel: this checkout's package, fixed threads, numbers kept apart, no settings of the user's."""
+    """Return the environment variables of a kernel.
+
+    This checkout's package, fixed threads, numbers kept apart, no settings of the user's.
+    """
     dropped = {"MPLBACKEND", "COLUMNS", "LINES", "PYTHONWARNINGS", "PYTHONSTARTUP"}
     paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), THREADS)
@@ -237,7 +243,10 @@ def _environment(root: Path, numbers: Path, scratch: str) -> dict[str, str]:
 
 
 def reads(root: Path, name: str) -> tuple[str, ...]:
-    """Patterns of the records that a chapter reads: READS of its module, which is parsed and not imported."""
+    """Return the patterns of the records that a chapter reads.
+
+    They are READS of its module, which is parsed and not imported.
+    """
     module = root / "qkrepro" / "chapters" / f"{name}.py"
     statements = ast.parse(module.read_text(encoding="utf-8")).body if module.is_file() else []
     for statement in statements:
@@ -288,7 +297,10 @@ def repeat_figures(names: Sequence[str] = (), *, say: Callable[[str], None] = pr
 
 
 def output_digests(notebook: NotebookNode, numbers: Path) -> tuple[str, str, str]:
-    """Digests of a notebook's text outputs, of its pictures, and of its file of numbers (empty: there is none)."""
+    """Return the digests of a notebook's text outputs, of its pictures and of its file of numbers.
+
+    A digest is empty where there is no such file.
+    """
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [value for o in outputs for kind, value in sorted(o.get("data", {}).items()) if kind[:6] == "image/"]
     words = [
@@ -301,7 +313,7 @@ def output_digests(notebook: NotebookNode, numbers: Path) -> tuple[str, str, str
 
 
 def repetition_page(root: Path) -> str:
-    """The check as a table for the site, MyST Markdown: one row a notebook, judged from the kept digests.
+    """Return the check as a table for the site, MyST Markdown: one row per notebook, judged from the kept digests.
 
     A notebook whose outputs are no longer those that were repeated says so.
     """

@@ -48,7 +48,7 @@ def run_notebook(
 ) -> tuple[float, float]:
     """Execute a notebook in place, in the folder `cwd`; returns its processor seconds and peak memory in MB.
 
-    label: what a progress bar says on a terminal. timeout: seconds a cell. Raises PapermillExecutionError.
+    label: what a progress bar says on a terminal. timeout: seconds per cell. Raises PapermillExecutionError.
     """
     used: list[tuple[float, float]] = []
     papermill.execute_notebook(
@@ -67,7 +67,10 @@ def run_notebook(
 
 
 def _used(pid: int) -> tuple[float, float]:
-    """Processor seconds and peak memory in MB of a process; where no peak is kept (macOS), its memory now."""
+    """Return the processor seconds and peak memory in MB of a process.
+
+    Where no peak is kept (macOS), it is the memory now.
+    """
     process = psutil.Process(pid)
     times, memory = process.cpu_times(), process.memory_info()
     peak = getattr(memory, "peak_wset", memory.rss)

@@ -19,7 +19,7 @@ COLAB = "colab"  # tag of the cell that `colab` writes; no output follows from i
 
 
 def read_notebook(path: Path) -> NotebookNode:
-    """A notebook in format 4; raises NotebookError when the file is not one."""
+    """Return a notebook in format 4; raises NotebookError when the file is not one."""
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises errors of several libraries
@@ -27,7 +27,7 @@ def read_notebook(path: Path) -> NotebookNode:
 
 
 def chapter_names(root: Path) -> list[str]:
-    """Names of the notebooks of a checkout: in the order of `_toc.yml`, then those that it does not name."""
+    """Return the names of the notebooks of a checkout: in the order of `_toc.yml`, then those that it does not name."""
     contents = (root / "_toc.yml").read_text(encoding="utf-8")
     listed = re.findall(r"file:\s*notebooks/(\w+)\s*$", contents, re.MULTILINE)
     there = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
@@ -40,18 +40,18 @@ def write_notebook(notebook: NotebookNode, path: Path) -> None:
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    """The code cells that make the outputs, in order: all but the one for Colab."""
+    """Return the code cells that make the outputs, in order: all but the one for Colab."""
     return [cell for cell in notebook.cells if cell.cell_type == "code" and not _is_for_colab(cell)]
 
 
 def colab_cell(notebook: NotebookNode) -> NotebookNode | None:
-    """The cell for Colab as it was written, whoever ran it since; None where there is none."""
+    """Return the cell for Colab as it was written, whoever ran it since; None where there is none."""
     found = next(filter(_is_for_colab, notebook.cells), None)
     return found and nbformat.from_dict({**found, "execution_count": None, "outputs": []})
 
 
 def with_colab_cell(notebook: NotebookNode, cell: NotebookNode | None) -> NotebookNode:
-    """The notebook with this cell before its first code cell, and no other one for Colab; None: with none."""
+    """Return the notebook with this cell before its first code cell, and no other one for Colab; None: with none."""
     cells = [each for each in notebook.cells if not _is_for_colab(each)]
     if cell is not None:
         cells.insert(next((i for i, each in enumerate(cells) if each.cell_type == "code"), len(cells)), cell)
@@ -60,7 +60,10 @@ def with_colab_cell(notebook: NotebookNode, cell: NotebookNode | None) -> Notebo
 
 
 def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
-    """Names and values that the cell tagged `parameters` sets; raises NotebookError when they are not plain values."""
+    """Return the names and values that the cell tagged `parameters` sets.
+
+    Raises NotebookError when they are not plain values.
+    """
     defaults = {}
     for node in ast.parse(parameters_cell(notebook).source).body:
         try:
@@ -68,12 +71,17 @@ def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
                 raise ValueError("not of the form name = value")
             defaults[node.targets[0].id] = ast.literal_eval(node.value)
         except ValueError as error:
-            raise NotebookError(f"parameters cell, line {node.lineno}: {error}; allowed: name = plain value") from error
+            raise NotebookError(
+                f"parameters cell, line {node.lineno}: must be of the form name = plain value ({error})"
+            ) from error
     return defaults
 
 
 def with_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> NotebookNode:
-    """The notebook with these values in its `parameters` cell, comments kept, so that its page shows what was run."""
+    """Return the notebook with these values in its `parameters` cell.
+
+    Comments are kept, so that its page shows what was run.
+    """
     cell = parameters_cell(notebook)
     lines = cell.source.splitlines()
     for node in reversed(ast.parse(cell.source).body):
@@ -90,7 +98,10 @@ def with_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> No
 
 
 def clean(notebook: NotebookNode, record: Mapping[str, Any]) -> NotebookNode:
-    """The notebook without timestamps, paths and versions, so that equal runs give equal bytes; with `record`."""
+    """Return the notebook without timestamps, paths and versions, so that equal runs give equal bytes.
+
+    `record` is put into its metadata.
+    """
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -110,7 +121,10 @@ def clean(notebook: NotebookNode, record: Mapping[str, Any]) -> NotebookNode:
 
 
 def joined_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """Outputs with neighbouring pieces of one stream joined: where a kernel cuts printed text is a matter of timing."""
+    """Return the outputs with neighbouring pieces of one stream joined.
+
+    Where a kernel cuts printed text is a matter of timing.
+    """
     joined: list[NotebookNode] = []
     for output in outputs:
         if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:
@@ -121,16 +135,16 @@ def joined_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
 
 
 def outputs_digest(notebook: NotebookNode) -> str:
-    """Digest of all outputs, by which a run by hand is told from one by `qkrepro figures`."""
+    """Return the digest of all outputs, by which a run by hand is told from one by `qkrepro figures`."""
     outputs = [[o.output_type, o.get("text"), o.get("data")] for c in notebook.cells for o in c.get("outputs", [])]
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def parameters_cell(notebook: NotebookNode) -> NotebookNode:
-    """The one code cell tagged `parameters`; raises NotebookError when there is none or more."""
+    """Return the one code cell tagged `parameters`; raises NotebookError when there is none or more."""
     cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1 or cells[0].cell_type != "code":
-        raise NotebookError(f"{len(cells)} cells are tagged `parameters`; allowed: exactly one, a code cell")
+        raise NotebookError(f"exactly one code cell must be tagged `parameters`, got {len(cells)} cells")
     return cells[0]
 
 

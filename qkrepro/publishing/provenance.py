@@ -48,7 +48,10 @@ class RecordOrigin:
 
 
 def figure_origins(root: Path, profile: str = COMMITTED_PROFILE) -> list[FigureOrigin]:
-    """Every figure of the notebooks of a profile, in the order of the book; notebooks without outputs are left out."""
+    """Return every figure of the notebooks of a profile, in the order of the book.
+
+    Notebooks without outputs are left out.
+    """
     origins = []
     for chapter in find_chapters(root, [], profile):
         if not chapter.target.is_file():
@@ -62,7 +65,7 @@ def figure_origins(root: Path, profile: str = COMMITTED_PROFILE) -> list[FigureO
 
 
 def record_origins(root: Path) -> list[RecordOrigin]:
-    """Every finished record below `results/`, sorted by folder."""
+    """Return every finished record below `results/`, sorted by folder."""
     folders = sorted(path.parent for path in (root / "results").rglob("run.json") if is_recorded(path.parent))
     return [_record(root, folder) for folder in folders]
 
@@ -78,7 +81,10 @@ def write_provenance(root: Path, work: Path, profile: str) -> None:
 
 
 def provenance_page(figures: Sequence[FigureOrigin], records: Sequence[RecordOrigin]) -> str:
-    """The generated part of the provenance page, MyST Markdown: figures by chapter, then records, then corpora."""
+    """Return the generated part of the provenance page, MyST Markdown.
+
+    Figures by chapter, then records, then corpora.
+    """
     rows = []
     for chapter in dict.fromkeys(origin.chapter for origin in figures):
         own = [origin for origin in figures if origin.chapter == chapter]
@@ -139,7 +145,7 @@ def _record(root: Path, folder: Path) -> RecordOrigin:
 
 
 def _covers(read: str, record: RecordOrigin) -> bool:
-    """Whether what a notebook reads (a file, folder or pattern) holds the record, its sweep or a file of it."""
+    """Return whether what a notebook reads (a file, folder or pattern) holds the record, its sweep or a file of it."""
     sweep, run = f"results/{record.sweep}", f"results/{record.sweep}/{record.run}"
     return any(fnmatch(place, read.rstrip("/")) for place in ("results", sweep, run, f"{run}/run.json"))
 

@@ -9,17 +9,20 @@ NO_REVISION = "unknown (not a git checkout)"
 
 
 def book_revision(root: Path) -> str:
-    """Abbreviated revision of the checkout, with "-dirty" when something in it was changed since."""
+    """Return the abbreviated revision of the checkout, with "-dirty" when something in it was changed since."""
     return git(root, "describe", "--always", "--dirty") or NO_REVISION
 
 
 def last_change(root: Path) -> str:
-    """Date of the last commit, YYYY-MM-DD in UTC; today outside a checkout."""
+    """Return the date of the last commit, YYYY-MM-DD in UTC; today outside a checkout."""
     return time.strftime("%Y-%m-%d", time.gmtime(float(git(root, "log", "-1", "--format=%ct") or time.time())))
 
 
 def file_revision(root: Path, path: Path) -> str:
-    """Abbreviated revision of the last commit that touched a file, with "+" when the file was changed since."""
+    """Return the abbreviated revision of the last commit that touched a file.
+
+    A "+" follows when the file was changed since.
+    """
     found = git(root, "log", "-1", "--format=%h", "--", str(path))
     if not found:
         return "not committed" if git(root, "rev-parse", "HEAD") else NO_REVISION

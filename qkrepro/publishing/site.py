@@ -96,7 +96,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
     missing = [page for page in _pages(toc) if not _source(work, page)]
     if missing and not draft:
-        raise SiteError(f"_toc.yml names {', '.join(missing)}; allowed: pages that are there (or use --draft)")
+        raise SiteError(f"_toc.yml must name pages that are there (or use --draft), got {', '.join(missing)}")
     _drop(toc, missing)
     (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     write_explorer(root, work)
@@ -110,7 +110,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
 
 
 def unusable_notebooks(work: Path, pages: Sequence[str]) -> list[str]:
-    """Notebooks among the pages with a code cell that was not executed, or that failed."""
+    """Return the notebooks among the pages with a code cell that was not executed, or that failed."""
     found = []
     for path in (source for page in pages if (source := _source(work, page)) and source.suffix == ".ipynb"):
         cells = code_cells(read_notebook(path))
@@ -122,7 +122,10 @@ def unusable_notebooks(work: Path, pages: Sequence[str]) -> list[str]:
 
 
 def configuration(root: Path, profile: str) -> dict[str, Any]:
-    """`_config.yml` with the revision in the footer and, when the repository is public, the buttons that lead to it."""
+    """Return `_config.yml` with the revision in the footer.
+
+    When the repository is public, it has the buttons that lead to it.
+    """
     config: dict[str, Any] = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     html = config["html"]
     shown = "" if profile == COMMITTED_PROFILE else f" Rendered at profile <b>{profile}</b>: no verdict rests on it."
@@ -170,7 +173,7 @@ def run_jupyter_book(work: Path, log: Path, *, strict: bool, say: Callable[[str]
 
 
 def describe_size(site: Path) -> str:
-    """Size of the site and of its largest page, in words."""
+    """Return the size of the site and of its largest page, in words."""
     files = [path for path in site.rglob("*") if path.is_file()]
     total = sum(path.stat().st_size for path in files) / 1e6
     page = max((path for path in files if path.suffix == ".html"), key=lambda path: path.stat().st_size)
@@ -178,7 +181,7 @@ def describe_size(site: Path) -> str:
 
 
 def _name_the_source_of_the_changelog(built: Path) -> None:
-    """The changelog lies at the top of the repository, not beside the other pages: its edit link says so."""
+    """Point the edit link of the changelog to the top of the repository, where its source lies."""
     page = built / "book" / "changelog.html"
     if page.is_file():
         text = page.read_text(encoding="utf-8")
@@ -188,7 +191,7 @@ def _name_the_source_of_the_changelog(built: Path) -> None:
 
 
 def _give_the_entrance_an_icon(built: Path) -> None:
-    """`index.html` leads to the front page; without an icon of its own a browser asks for one that is not there."""
+    """Give `index.html`, which leads to the front page, an icon, since a browser asks for one."""
     entrance = built / "index.html"
     text = entrance.read_text(encoding="utf-8") if entrance.is_file() else ""
     if "http-equiv" in text and 'rel="icon"' not in text:

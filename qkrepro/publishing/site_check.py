@@ -66,7 +66,10 @@ class _Page(HTMLParser):
 
 
 def site_problems(site: Path, pages: Iterable[str]) -> list[str]:
-    """What is wrong with the site in the folder `site`, where `pages` (without suffix) must be; empty: nothing."""
+    """Return what is wrong with the site in the folder `site`, where `pages` (without suffix) must be.
+
+    The list is empty when nothing is wrong.
+    """
     problems = [f"{page}.html is missing" for page in pages if not (site / f"{page}.html").is_file()]
     parsed = {path.resolve(): _parse(path) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts}
     for path, page in parsed.items():

@@ -77,7 +77,10 @@ def reached_modules(root: Path, cells: Sequence[str], package: str = "qkrepro") 
 
 @lru_cache(maxsize=1)
 def _import_graph(package: str, versions: tuple[tuple[Path, int], ...]) -> Any:
-    """The imports of the package; `versions` are its files with their times, so that a changed file is read anew."""
+    """Return the imports of the package.
+
+    `versions` are its files with their times, so that a changed file is read anew.
+    """
     import grimp
 
     return grimp.build_graph(package, cache_dir=None)
@@ -109,8 +112,8 @@ def _module_digest(path: Path, version: int) -> str:
     source = path.read_text(encoding="utf-8")
     lines, dropped = source.splitlines(), set[int]()
     for node in ast.walk(ast.parse(source)):
-        kinds = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+        documented = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
             dropped.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return _digest("\n".join(line for number, line in enumerate(lines, 1) if line.strip() and number not in dropped))
 

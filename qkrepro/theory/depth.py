@@ -5,10 +5,12 @@ float64: residuals fall to 1e-10 within a few dozen layers, entropies further.
 Source: book, "Rank collapse" and "Both at once"; claim of arXiv 2402.02098 (abstract), experiment ours.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -19,6 +21,9 @@ from qkrepro.theory.attention import attention_entropy, attention_logits, causal
 from qkrepro.theory.rank import mean_cosine_similarity, rank_residual, stable_rank
 from qkrepro.theory.spectrum import random_spectrum_matrix
 from qkrepro.theory.tokens import ar1_tokens, independent_tokens, random_walk
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 TokenLaw = Literal["random walk", "independent", "AR(1)"]
 TOKEN_LAWS: tuple[TokenLaw, ...] = ("random walk", "independent", "AR(1)")
@@ -90,7 +95,7 @@ def depth_experiment(
     measure_at: the layers to measure (0 is the input and always among them), None for all.
     measures: which of MEASURES to take of the tokens, beside the residual.
 
-    Returns one row a (seed, spectrum, layer), tidy: tokens, mean_scaled (ξ/λ), dispersion (√(d σ²)/λ), seed, layer,
+    Returns one row per (seed, spectrum, layer), tidy: tokens, mean_scaled (ξ/λ), dispersion (√(d σ²)/λ), seed, layer,
     residual (Frobenius), residual_ratio (to the input's own), input_residual, residual_l1_linf (at the mean token),
     cosine_similarity, stable_rank, entropy (nats; attention of this layer, mean over queries, the last half of them
     when causal) and entropy_ratio (to that of uniform attention); both are NaN for the input.
@@ -99,13 +104,13 @@ def depth_experiment(
     """
     seed_list = list(seeds)
     if not spectra or not seed_list:
-        raise ArgumentError(f"spectra has {len(spectra)} entries and seeds {len(seed_list)}; allowed: one or more")
+        raise ArgumentError(f"spectra and seeds must not be empty, got {len(spectra)} and {len(seed_list)} entries")
     for spectrum in spectra:
         check_number("trace", spectrum.trace)
         check_number("spread", spectrum.spread, at_least=0)
     layers = set(range(stack.layers + 1) if measure_at is None else measure_at)
     if not layers <= set(range(stack.layers + 1)):
-        raise ArgumentError(f"measure_at is {sorted(layers)}; allowed: layers from 0 to {stack.layers}")
+        raise ArgumentError(f"measure_at must be layers from 0 to {stack.layers}, got {sorted(layers)}")
     for measure in measures:
         check_choice("measures", measure, MEASURES)
     chosen = ["residual", *(name for name in MEASURES if name in measures and name != "residual")]
@@ -118,8 +123,11 @@ def depth_experiment(
     return table
 
 
-def draw_tokens(stack: Stack, generator: Generator) -> Tensor:
-    """One sequence of the stack's token law, (T, d) float64, through LayerNorm when the stack normalises its input."""
+def draw_tokens(stack: Stack, generator: Generator) -> Float64[Tensor, "T d"]:
+    """Draw one sequence of the stack's token law.
+
+    It is (T, d) float64, through LayerNorm when the stack normalises its input.
+    """
     if stack.tokens == "random walk":
         x = random_walk(stack.length, stack.dim, batch=1, generator=generator)[0]
     elif stack.tokens == "independent":
@@ -129,8 +137,8 @@ def draw_tokens(stack: Stack, generator: Generator) -> Tensor:
     return _layer_norm(x) if stack.normalise_input else x
 
 
-def layer_entropy(attention: Tensor, *, causal: bool = True) -> Tensor:
-    """Mean entropy of the queries, over the last half of them when causal (early ones see few tokens); nats.
+def layer_entropy(attention: Float[Tensor, "*batch T T"], *, causal: bool = True) -> Float64[Tensor, "*batch"]:
+    """Return the mean entropy of the queries, over the last half of them when causal (early ones see few tokens); nats.
 
     attention: (..., T, T). Returns float64, (...).
     """
@@ -138,8 +146,11 @@ def layer_entropy(attention: Tensor, *, causal: bool = True) -> Tensor:
     return attention_entropy(rows).mean(-1)
 
 
-def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> Tensor:
-    """Attention of the first layer of `depth_experiment`, for looking at: (S, T, T) float64, a spectrum an entry."""
+def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> Float64[Tensor, "spectra T T"]:
+    """Return the attention of the first layer of `depth_experiment`, for looking at.
+
+    It is (S, T, T) float64, one entry per spectrum.
+    """
     generator = Generator().manual_seed(seed)
     x = draw_tokens(stack, generator)
     return _attention(x.expand(len(spectra), -1, -1), spectra, stack, generator)
@@ -169,13 +180,16 @@ def _one_seed(
 
 
 def _measured(x: Tensor, measures: Sequence[str]) -> dict[str, Any]:
-    """The measures of tokens (S, T, d); those of one sequence (the input) as numbers, for all spectra alike."""
+    """Return the measures of tokens (S, T, d); those of one sequence (the input) as numbers, for all spectra alike."""
     values = {name: MEASURES[name](x) for name in measures}
     return {name: value.item() if len(value) == 1 else value.numpy() for name, value in values.items()}
 
 
 def _attention(x: Tensor, spectra: Sequence[Spectrum], stack: Stack, generator: Generator) -> Tensor:
-    """Attention (S, T, T) of tokens (S, T, d), with one draw of eigenvectors and standardised eigenvalues for all S."""
+    """Return the attention (S, T, T) of tokens (S, T, d).
+
+    One draw of eigenvectors and standardised eigenvalues serves all S.
+    """
     unit = random_spectrum_matrix(stack.dim, 0.0, 1.0, symmetric=stack.symmetric, generator=generator)  # (d, d)
     traces, spreads = torch.tensor(spectra, dtype=torch.float64).T[..., None, None]  # (S, 1, 1) each
     eye = torch.eye(stack.dim, dtype=torch.float64)

@@ -9,9 +9,11 @@ Closed forms for the true softmax when all eigenvalues are equal: on raw walks a
 every M, is `entropy.high_temperature_deficit`. Source: book, "Theory: entropy and rank" (ours).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,13 +24,16 @@ from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite
 from qkrepro.theory.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
 from qkrepro.theory.spectrum import SpectrumMoments
 
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
+
 BoundKind = Literal["zhai", "centred", "logits"]
 BOUND_KINDS: tuple[BoundKind, ...] = ("zhai", "centred", "logits")
 SMALL = 1e-2  # |κ| below which the series of log Z − κ (log Z)′ is used; its next term is of order κ³/135
 
 
 def entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Tensor:
-    """Least entropy of a softmax over T keys whose centred logits over λ have Euclidean norm at most σ̄.
+    """Return the least entropy of a softmax over T keys whose centred logits over λ have Euclidean norm at most σ̄.
 
     log(1 + (T − 1)β) + σ̄ √(T(T − 1)) β / (1 + (T − 1)β) with β = exp(−σ̄ √(T/(T − 1))): attained by one logit up and
     the others equal, log T at σ̄ = 0, decreasing to 0. The published form has σ̄ = ‖W‖₂ ‖XXᵀ‖₂ / λ.
@@ -41,7 +46,10 @@ def entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | i
 
 
 def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Tensor:
-    """Natural logarithm of `entropy_lower_bound`, finite for every σ̄ when T >= 2, −inf for T = 1; same arguments."""
+    """Return the natural logarithm of `entropy_lower_bound`, finite for every σ̄ when T >= 2, −inf for T = 1.
+
+    Arguments are the same.
+    """
     sigma, size = _checked_bound(spectral_norm_logits, length)
     others = (size - 1).clamp(min=1)  # T = 1 is put right at the end
     gap = sigma * (size.clamp(min=2) / others).sqrt()  # by how much the extremal logit exceeds the others
@@ -52,8 +60,12 @@ def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor
     return torch.where(size > 1, rest + ratio.log(), torch.full_like(rest, -torch.inf))
 
 
-def causal_logit_norms(tokens: Tensor, w: Tensor, *, kind: BoundKind = "zhai") -> Tensor:
-    """σ̄ λ of every causal row, from what row t sees: T = t and its t visible tokens X (x_t the query, x̄ their mean).
+def causal_logit_norms(
+    tokens: Float[Tensor, "*batch T d"], w: Float[Tensor, "*weights d d"], *, kind: BoundKind = "zhai"
+) -> Float64[Tensor, "... T"]:
+    """Return σ̄ λ of every causal row, from what row t sees.
+
+    It sees T = t and its t visible tokens X (x_t the query, x̄ their mean).
 
     kind, from the published bound to the sharpest of this family, each at most the one before:
     "zhai" ‖W‖₂ ‖XXᵀ‖₂; "centred" ‖W‖₂ ‖X − 1x̄ᵀ‖₂ ‖x_t‖; "logits" ‖ω − ω̄‖₂ itself.
@@ -78,9 +90,16 @@ def causal_logit_norms(tokens: Tensor, w: Tensor, *, kind: BoundKind = "zhai") -
 
 
 def causal_entropy_bounds(
-    tokens: Tensor, w: Tensor, temperature: float = 1.0, *, kind: BoundKind = "zhai", log: bool = False
-) -> Tensor:
-    """Lower bound on the entropy of every causal row, with σ̄ of `causal_logit_norms`, whose arguments it takes.
+    tokens: Float[Tensor, "*batch T d"],
+    w: Float[Tensor, "*weights d d"],
+    temperature: float = 1.0,
+    *,
+    kind: BoundKind = "zhai",
+    log: bool = False,
+) -> Float64[Tensor, "... T"]:
+    """Return a lower bound on the entropy of every causal row,
+
+    with σ̄ of `causal_logit_norms`, whose arguments it takes.
 
     temperature: λ > 0. Returns float64 nats, (..., T), the first of each row 0; with log=True the logarithm of it
     (−inf first). Raises as `causal_logit_norms` does, and ArgumentError for λ <= 0.
@@ -92,10 +111,10 @@ def causal_entropy_bounds(
 
 
 def entropy_and_bounds(tokens: Tensor, w: Tensor, temperatures: Sequence[float]) -> pd.DataFrame:
-    """Measured causal entropy beside its lower bounds: means over the last half of the queries, in nats.
+    """Return the measured causal entropy beside its lower bounds: means over the last half of the queries, in nats.
 
     tokens: (T, d). w: (d, d). temperatures: λ > 0, each.
-    Returns one row a temperature: temperature, entropy, one column a kind of `causal_logit_norms`, log10_zhai (the
+    Returns one row per temperature: temperature, entropy, one column per kind of `causal_logit_norms`, log10_zhai (the
     common logarithm of the bound, which may be far below what a float holds), and violated (rows where a bound exceeds
     the entropy by more than rounding). Raises as `causal_entropy_bounds` does.
     """
@@ -116,7 +135,7 @@ def entropy_and_bounds(tokens: Tensor, w: Tensor, temperatures: Sequence[float])
 
 
 def high_temperature_deficit(moments: SpectrumMoments, length: int, temperature: Tensor | float) -> Tensor:
-    """Leading order of E[log T − H] for the last query of a raw random walk, as λ → ∞; nats.
+    """Return the leading order of E[log T − H] for the last query of a raw random walk, as λ → ∞; nats.
 
     (T² − 1)/(24 λ²) · (ξ² + 2‖M‖_F² + tr M²): at a given trace it is least exactly for equal eigenvalues.
     moments: of M, W in whitened tokens (W itself for increments of unit covariance). temperature: λ > 0, any shape.
@@ -130,8 +149,11 @@ def high_temperature_deficit(moments: SpectrumMoments, length: int, temperature:
     return deficit
 
 
-def extremal_logits(sigma: float, length: int) -> Tensor:
-    """The centred logits of Euclidean norm σ̄ with the least entropy: one up, the others equal; float64, (length,)."""
+def extremal_logits(sigma: float, length: int) -> Float64[Tensor, " length"]:
+    """Return the centred logits of Euclidean norm σ̄ with the least entropy.
+
+    One is up, the others are equal; float64, (length,).
+    """
     check_number("sigma", sigma, at_least=0)
     _, size = _checked_bound(sigma, length)
     logits = torch.full((length,), -1.0 / length, dtype=torch.float64)
@@ -143,9 +165,9 @@ def _checked_bound(sigma: Tensor | float, length: Tensor | int) -> tuple[Tensor,
     norm, size = torch.as_tensor(sigma, dtype=torch.float64), torch.as_tensor(length)
     check_finite("spectral_norm_logits", norm)
     if bool((norm < 0).any()):
-        raise ArgumentError(f"spectral_norm_logits is {float(norm.min()):g}; allowed: numbers >= 0")
+        raise ArgumentError(f"spectral_norm_logits must be >= 0, got {float(norm.min()):g}")
     if size.dtype.is_floating_point or size.dtype == torch.bool or bool((size < 1).any()):
-        raise ArgumentError(f"length is {length!r}; allowed: integers >= 1")
+        raise ArgumentError(f"length must be an integer >= 1, got {length!r}")
     try:
         shape = np.broadcast_shapes(norm.shape, size.shape)
     except ValueError:
@@ -155,8 +177,10 @@ def _checked_bound(sigma: Tensor | float, length: Tensor | int) -> tuple[Tensor,
     return norm.broadcast_to(shape), size.to(norm.device, torch.float64).broadcast_to(shape)
 
 
-def geometric_attention(kappa: float, length: int) -> Tensor:
-    """Attention of the last token of a raw walk when T ≪ d: geometric with ratio e^{−κ} from the last token back.
+def geometric_attention(kappa: float, length: int) -> Float64[Tensor, " length"]:
+    """Return the attention of the last token of a raw walk when T ≪ d.
+
+    It is geometric with ratio e^{−κ} from the last token back.
 
     kappa: any finite number; length: T >= 2 tokens. Returns float64, (T,), positions 1 … T.
     Raises ArgumentError for another κ or T. Source: book, "Theory: entropy and rank", geometric attention.
@@ -168,7 +192,9 @@ def geometric_attention(kappa: float, length: int) -> Tensor:
 
 
 def geometric_entropy(kappa: Any, length: int) -> Tensor:
-    """Entropy in nats of `geometric_attention`, in closed form: log Z + κ E[j] of the truncated geometric law.
+    """Return the entropy in nats of `geometric_attention`, in closed form.
+
+    It is log Z + κ E[j] of the truncated geometric law.
 
     kappa: > 0, any shape. Returns float64, shaped like kappa. As T → ∞ it stays bounded while log T grows.
     """
@@ -181,7 +207,7 @@ def geometric_entropy(kappa: Any, length: int) -> Tensor:
 
 
 def normalised_walk_deficit(kappa: Any) -> Tensor:
-    """log T − H of the last token's attention on a walk normalised by LayerNorm, d → ∞ first and T → ∞ after.
+    """Return log T − H of the last token's attention on a walk normalised by LayerNorm, d → ∞ first and T → ∞ after.
 
     H − log T → log Z − κ (log Z)′ with Z = ∫_0^1 e^{κ√θ} dθ = 2((κ − 1)e^κ + 1)/κ². kappa: any finite number or
     tensor, of either sign. Returns float64 nats, shaped like kappa. It does not grow with the length.

@@ -35,7 +35,7 @@ class _Core:
 
 
 def interval_probability(m: Tensor, drift: Tensor, spread: float, lower: float, upper: float) -> Tensor:
-    """P(lower < drift·UᵀMU + spread·ZᵀMU < upper) for U, Z ~ N(0, I_d) independent, for many drifts at once.
+    """Return P(lower < drift·UᵀMU + spread·ZᵀMU < upper) for U, Z ~ N(0, I_d) independent, for many drifts at once.
 
     m: (d, d), any real square matrix. drift: any shape, finite. spread > 0, lower < upper (infinite is allowed).
     For (X, Y) ~ N(0, [[α, γ], [γ, β]] ⊗ I_d) the bilinear form XᵀMY has this law at drift γ and spread √(αβ − γ²).
@@ -44,12 +44,12 @@ def interval_probability(m: Tensor, drift: Tensor, spread: float, lower: float, 
     """
     check_square("m", m)
     if m.ndim != 2:
-        raise ShapeError(f"m has shape {tuple(m.shape)}; allowed: (d, d)")
+        raise ShapeError(f"m must have shape (d, d), got {tuple(m.shape)}")
     check_number("spread", spread, above=0)
     drift = torch.as_tensor(drift, dtype=torch.float64)
     check_finite("drift", drift)
     if not lower < upper:
-        raise ArgumentError(f"lower is {lower!r} and upper {upper!r}; allowed: lower < upper")
+        raise ArgumentError(f"lower must be < upper, got {lower!r} and {upper!r}")
     largest = float(m.abs().max())
     if largest == 0 or drift.numel() == 0:
         return torch.full_like(drift, float(lower < 0 < upper))
@@ -66,7 +66,7 @@ def interval_probability(m: Tensor, drift: Tensor, spread: float, lower: float, 
 
 
 def weighted_chi_square_tail(weights: Tensor, x: Tensor) -> Tensor:
-    """P(Σ_k w_k χ²_1 > x) for independent χ²_1, by the saddle-point contour.
+    """Return P(Σ_k w_k χ²_1 > x) for independent χ²_1, by the saddle-point contour.
 
     weights: (n, k), of either sign, at least one not zero in a row. x: (n,). Returns float64, (n,), absolute error
     below 1e-12; the smaller of the two tails keeps its relative accuracy too.
@@ -79,7 +79,10 @@ def weighted_chi_square_tail(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _reduce(m: Tensor) -> _Core:
-    """Eigenvalues if M is symmetric; else M in its right singular basis, of its row and column space only."""
+    """Reduce M to what the law needs.
+
+    Its eigenvalues if it is symmetric; else M in its right singular basis, of its row and column space only.
+    """
     if float((m - m.mT).abs().max()) <= 1e-15 * float(m.abs().max()):
         values = torch.linalg.eigvalsh((m + m.mT) / 2)
         values = values[values.abs() > 1e-15 * values.abs().max()]
@@ -94,7 +97,7 @@ def _reduce(m: Tensor) -> _Core:
 
 
 def _plan(core: _Core, slope: Tensor, ends: Tensor) -> tuple[float, float, Tensor]:
-    """Number of shared nodes, their step, and the interval (2, n) clipped to where Q has mass.
+    """Return the number of shared nodes, their step, and the interval (2, n) clipped to where Q has mass.
 
     Mass: P(Q − E Q > 2√a‖κ‖ + 2aκ_max) <= e^−a (Laurent, Massart 2000), κ_max from the norms of the blocks. The step
     h makes Q fit into one period 2π/h; beyond the last node |φ(t)| <= Π(1 + t²σ²)^{−1/2} is negligible.
@@ -112,7 +115,7 @@ def _plan(core: _Core, slope: Tensor, ends: Tensor) -> tuple[float, float, Tenso
 
 
 def _mass(core: _Core, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends of an interval that holds all but 2e^−NEGLIGIBLE of the law, each (n,)."""
+    """Return the ends of an interval that holds all but 2e^−NEGLIGIBLE of the law, each (n,)."""
     mean = slope * core.eigen.sum()
     norm = (slope.square() * core.eigen.square().sum() + 0.5).sqrt()  # ‖κ‖, as Var Q = 2‖κ‖²
     outer = torch.stack([slope * core.eigen[0], slope * core.eigen[-1]])  # (2, n)
@@ -125,12 +128,15 @@ def _mass(core: _Core, slope: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _affordable_nodes(core: _Core, slope: Tensor) -> int:
-    """Nodes up to which sharing is cheaper: without symmetry a single law needs eigenvalues of twice the size."""
+    """Return the number of nodes up to which sharing is cheaper.
+
+    Without symmetry a single law needs eigenvalues of twice the size.
+    """
     return 2000 if core.rotated is None else 8 * len(np.unique(slope.abs()))
 
 
 def _by_shared_nodes(core: _Core, slope: Tensor, edges: Tensor, nodes: float, step: float) -> Tensor:
-    """Trapezoid rule for (1/π) ∫_0^∞ Re[φ(t)(e^{−it·lower} − e^{−it·upper})/(it)] dt; (n,)."""
+    """Return by the trapezoid rule (1/π) ∫_0^∞ Re[φ(t)(e^{−it·lower} − e^{−it·upper})/(it)] dt; (n,)."""
     total = (edges[1] - edges[0]) / 2  # (n,), the node t = 0
     for k in range(1, int(nodes) + 1):
         t = step * k
@@ -148,7 +154,7 @@ def _by_shared_nodes(core: _Core, slope: Tensor, edges: Tensor, nodes: float, st
 
 
 def _by_single_laws(core: _Core, slope: Tensor, edges: Tensor) -> Tensor:
-    """Weights κ of each law, computed once per |g| as κ(−g) = −κ(g), and the difference of two tails; (n,)."""
+    """Return the difference of two tails of each law, (n,); weights are computed once per |g|, as κ(−g) = −κ(g)."""
     size, index = np.unique(slope.abs(), return_inverse=True)
     kappa = torch.stack([_chi_square_weights(core, float(g)) for g in size])  # (unique, 2k)
     weights = torch.where(slope < 0, -1.0, 1.0).double()[:, None] * kappa[index]  # (n, 2k)
@@ -156,7 +162,7 @@ def _by_single_laws(core: _Core, slope: Tensor, edges: Tensor) -> Tensor:
 
 
 def _chi_square_weights(core: _Core, g: float) -> Tensor:
-    """The eigenvalues κ of [[gS, Mᵀ/2], [M/2, 0]], (2k,); for symmetric M (μ/2)(g ± √(g² + 1))."""
+    """Return the eigenvalues κ of [[gS, Mᵀ/2], [M/2, 0]], (2k,); for symmetric M (μ/2)(g ± √(g² + 1))."""
     if core.rotated is None:
         root = math.sqrt(g * g + 1)
         return torch.cat([core.eigen * (g + root), core.eigen * (g - root)]) / 2
@@ -167,7 +173,7 @@ def _chi_square_weights(core: _Core, g: float) -> Tensor:
 
 
 def _smaller_tail(weights: Tensor, x: Tensor) -> Tensor:
-    """P(Σ w χ²_1 > x) = (1/2πi) ∫ e^{K(z) − zx}/z dz at x >= the mean, K(z) = −½ Σ log(1 − 2wz); (n,).
+    """Return P(Σ w χ²_1 > x) = (1/2πi) ∫ e^{K(z) − zx}/z dz at x >= the mean, K(z) = −½ Σ log(1 − 2wz); (n,).
 
     Contour z(u) = τ + width (±tan BEND (cosh u − 1) + i sinh u) through the saddle point τ > 0, bent to the side where
     e^{−zx} decays; conjugate halves, so u >= 0. Every factor stays in one half-plane: principal logarithms are right.
@@ -190,7 +196,7 @@ def _smaller_tail(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _saddle_point(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The minimum τ of K(z) − zx − log z, (n, 1), and the width 1/√(second derivative) there, (n, 1).
+    """Return the minimum τ of K(z) − zx − log z, (n, 1), and the width 1/√(second derivative) there, (n, 1).
 
     It lies below 1/(2 max w), and below (k/2 + 1)/|x| when no weight is positive.
     """

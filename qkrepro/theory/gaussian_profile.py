@@ -16,14 +16,16 @@ LEVEL = 1e-12  # below this level a profile has no index and no centre
 
 
 def limit_law(theta: Array, temperature: Array) -> tuple[Array, float, float, Array]:
-    """γ of each location θ, c and the thresholds 0 and λ for T → ∞, in units of T."""
+    """Return γ of each location θ, c and the thresholds 0 and λ for T → ∞, in units of T."""
     return theta - 0.5, 1 / 12, 0.0, temperature
 
 
 def gaussian_profile(
     gamma: Array, spread_sq: float, lower: float, upper: Array, trace: Array, trace_sq: Array, frobenius_sq: Array
 ) -> Array:
-    """P(lower < logit < upper) of a Gaussian logit of mean γξ and variance (γ² + c)‖M‖_F² + γ²η; 1 where ‖M‖_F is 0.
+    """Return P(lower < logit < upper) of a Gaussian logit of mean γξ and variance (γ² + c)‖M‖_F² + γ²η.
+
+    It is 1 where ‖M‖_F is 0.
 
     All arguments broadcast: gamma (n,), upper and the moments (..., 1), returns (..., n).
     """
@@ -35,7 +37,7 @@ def gaussian_profile(
 
 
 def profile_localization(theta: Array, rho: Array) -> tuple[Array, Array, Array]:
-    """Index, centre and level of profiles, (...) each, as `propagation.localization` defines them.
+    """Return the index, centre and level of profiles, (...) each, as `propagation.localization` defines them.
 
     theta: (n,), strictly increasing. rho: (..., n), non-negative.
     """
@@ -54,14 +56,14 @@ def profile_localization(theta: Array, rho: Array) -> tuple[Array, Array, Array]
 
 
 def _normal_interval(low: Array, high: Array) -> Array:
-    """Φ(high) − Φ(low), computed in the nearer tail so that small probabilities keep their digits."""
+    """Return Φ(high) − Φ(low), computed in the nearer tail so that small probabilities keep their digits."""
     library = _library(low)
     side = library.where(low > 0, -1.0, 1.0)
     return library.abs(_cdf(side * high) - _cdf(side * low))
 
 
 def _library(array: Array) -> Any:
-    """The module with the functions for this kind of array."""
+    """Return the module with the functions for this kind of array."""
     if isinstance(array, np.ndarray):
         return np
     import torch
@@ -70,7 +72,7 @@ def _library(array: Array) -> Any:
 
 
 def _integral(weight: Array, values: Array) -> Array:
-    """Σ_j weight_j values_j over the last dimension; for arrays as a product, which is faster there."""
+    """Return Σ_j weight_j values_j over the last dimension; for arrays as a product, which is faster there."""
     return values @ weight if isinstance(values, np.ndarray) else (weight * values).sum(-1)
 
 
@@ -79,7 +81,7 @@ def _cdf(x: Array) -> Array:
 
 
 def _xlogx(p: Array) -> Array:
-    """p log p, 0 at p = 0."""
+    """Return p log p, 0 at p = 0."""
     if isinstance(p, np.ndarray):
         return p * np.log(np.maximum(p, np.finfo(np.float64).tiny))
     return _library(p).special.xlogy(p, p)

@@ -19,7 +19,7 @@ DENSITY = 1 / math.sqrt(2 * math.pi)
 
 
 def normal_cdf(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Φ(x), shaped like x; NaN at NaN.
+    """Return Φ(x), shaped like x; NaN at NaN.
 
     Relative error below 1e-14 for x >= −8, below 1e-12 in the rest of the lower tail, where x²/2 itself is rounded.
     """
@@ -47,7 +47,7 @@ def _cdf(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @cache
 def _expansions() -> tuple[NDArray[np.float64], ...]:
-    """Taylor coefficients R⁽ⁿ⁾(t)/n!, n = 0 … 4, at t = 0, STEP, 2 STEP, …, REACH."""
+    """Return the Taylor coefficients R⁽ⁿ⁾(t)/n!, n = 0 … 4, at t = 0, STEP, 2 STEP, …, REACH."""
     t = np.arange(round(REACH / STEP) + 1) * STEP
     small = [math.exp(value * value / 2) * math.erfc(value / math.sqrt(2)) / 2 for value in t[t < SPLIT].tolist()]
     large = t[t >= SPLIT]

@@ -5,9 +5,11 @@ centred logit of token i is γ UᵀMU + √c ZᵀMU with U, Z standard normal, �
 ρ_i = P(−λ < logit < λ(T − 1)). Source: book, "Theory: signal propagation" (reported of arXiv 2402.02098; derived).
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +18,9 @@ from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite
 from qkrepro.theory.exact_law import interval_probability
 from qkrepro.theory.gaussian_profile import gaussian_profile, limit_law, profile_localization
 from qkrepro.theory.spectrum import check_square, covariance_root, matrix_moments
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 METHODS = ("limit", "exact")
 
@@ -45,7 +50,7 @@ def signal_propagation_limit(
     temperature: float = 1.0,
     length: int | None = None,
 ) -> Tensor:
-    """ρ_θ when the logit is Gaussian, from the moments tr M, tr M² and ‖M‖_F² alone.
+    """Return ρ_θ when the logit is Gaussian, from the moments tr M, tr M² and ‖M‖_F² alone.
 
     theta: (n,) or any shape, in (0, 1]. trace, trace_sq, frobenius_sq: numbers or tensors of one shape (...);
     frobenius_sq=None says that M is symmetric, ‖M‖_F² = tr M². length=None takes T → ∞ (thresholds 0 and λ in units
@@ -66,7 +71,7 @@ def signal_propagation_limit(
 
 
 def finite_length_law(theta: Any, length: int, temperature: float) -> tuple[Tensor, float, float, float]:
-    """γ of each location, c = (T² − 1)/12 and the thresholds −λ, λ(T − 1) of a walk of `length` tokens.
+    """Return γ of each location, c = (T² − 1)/12 and the thresholds −λ, λ(T − 1) of a walk of `length` tokens.
 
     θ stands for token i = clamp(⌊θT + ½⌋, 1, T), γ = i − (T + 1)/2 (float64, shaped like theta).
     Source: book, "Theory: signal propagation", moments.
@@ -77,7 +82,7 @@ def finite_length_law(theta: Any, length: int, temperature: float) -> tuple[Tens
 
 
 def localization(theta: Any, rho: Any) -> Localization:
-    """Localization index, centre and level of profiles ρ on a grid of locations.
+    """Return the localization index, centre and level of profiles ρ on a grid of locations.
 
     theta: (n,), n >= 2, strictly increasing, in (0, 1]. rho: (..., n), non-negative. Integrals by the trapezoid rule
     on the grid; with p = ρ/∫ρ, H(p) = −∫ p log p and span = θ_n − θ_1, the index is 1 − exp(H(p))/span: 0 for a flat
@@ -87,12 +92,14 @@ def localization(theta: Any, rho: Any) -> Localization:
     """
     theta, rho = _check_theta(theta), _float64(rho)
     if theta.ndim != 1 or len(theta) < 2 or not bool((theta.diff() > 0).all()):
-        raise ShapeError(f"theta has shape {tuple(theta.shape)}; allowed: (n,), n >= 2, strictly increasing")
+        raise ShapeError(f"theta must have shape (n,), n >= 2, strictly increasing, got {tuple(theta.shape)}")
     if rho.shape[-1:] != theta.shape:
-        raise ShapeError(f"rho has shape {tuple(rho.shape)} and theta {tuple(theta.shape)}; allowed: (..., n) and (n,)")
+        raise ShapeError(
+            f"rho and theta must have shapes (..., n) and (n,), got {tuple(rho.shape)} and {tuple(theta.shape)}"
+        )
     check_finite("rho", rho)
     if bool((rho < 0).any()):
-        raise ArgumentError(f"rho has a minimum of {float(rho.min()):g}; allowed: values >= 0")
+        raise ArgumentError(f"rho must be >= 0, got {float(rho.min()):g}")
     return Localization(*profile_localization(theta, rho))
 
 
@@ -198,7 +205,7 @@ def simulate_signal_propagation(
 def _count_hits(
     m: Tensor, gamma: Tensor, root: float, limits: tuple[float, float], samples: int, generator: Generator
 ) -> Tensor:
-    """Of `samples` draws of (X, Y) how many leave token i unsaturated; (n,), every location on the same draws.
+    """Return how many of `samples` draws of (X, Y) leave token i unsaturated; (n,), every location on the same draws.
 
     Y = √T U and X = (γ/T)Y + √(c/T)Z, so XᵀMY = γ UᵀMU + √c ZᵀMU.
     """
@@ -213,14 +220,14 @@ def _count_hits(
     return hits
 
 
-def whiten(w: Tensor, cov: Tensor | None = None) -> Tensor:
-    """M = Σ^{1/2} W Σ^{1/2}, the query-key matrix in whitened variables; float64, (d, d).
+def whiten(w: Float[Tensor, "d d"], cov: Tensor | None = None) -> Float64[Tensor, "d d"]:
+    """Return M = Σ^{1/2} W Σ^{1/2}, the query-key matrix in whitened variables; float64, (d, d).
 
     w: (d, d). cov: (d, d), covariance Σ of the walk's increments; None is the identity. Raises ShapeError for shapes
     that do not match, ArgumentError for a non-finite w or a cov that is not positive semi-definite.
     """
     if w.ndim != 2:
-        raise ShapeError(f"w has shape {tuple(w.shape)}; allowed: (d, d)")
+        raise ShapeError(f"w must have shape (d, d), got {tuple(w.shape)}")
     check_square("w", w)
     if cov is None:
         return w.double()
@@ -229,7 +236,7 @@ def whiten(w: Tensor, cov: Tensor | None = None) -> Tensor:
 
 
 def _float64(values: Any) -> Tensor:
-    """A float64 tensor; an array is copied, as pandas hands out read-only ones that PyTorch warns about."""
+    """Return a float64 tensor; an array is copied, as pandas hands out read-only ones that PyTorch warns about."""
     return values.double() if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
 
 
@@ -238,7 +245,7 @@ def _check_theta(theta: Any) -> Tensor:
     outside = ~((values > 0) & (values <= 1))
     if values.numel() == 0 or bool(outside.any()):
         found = f"{float(values[outside].flatten()[0]):g}" if values.numel() else "nothing"
-        raise ArgumentError(f"theta holds {found}; allowed: locations in (0, 1]")
+        raise ArgumentError(f"theta must be locations in (0, 1], got {found}")
     return values
 
 
@@ -249,7 +256,7 @@ def _check_moments(trace: Any, trace_sq: Any, frobenius_sq: Any, ndim: int) -> t
         check_finite(name, value)
     if bool((eta.abs() > frob * (1 + 1e-9)).any()):
         raise ArgumentError(
-            "trace_sq exceeds frobenius_sq in size; allowed: |tr M²| <= ‖M‖_F² (for symmetric M tr M² >= 0)"
+            "trace_sq must not exceed frobenius_sq in size: |tr M²| <= ‖M‖_F² (and tr M² >= 0 for symmetric M)"
         )
     tail = (..., *(None,) * ndim)
     return xi[tail], eta[tail], frob[tail]

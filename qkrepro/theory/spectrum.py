@@ -4,12 +4,18 @@ Everything is float64, and no moment forms a d_model × d_model matrix. "Mean" a
 over all d_model eigenvalues, the zeros included. Source: book, "The eigenspectrum"; arXiv 2402.02098 (abstract).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from qkrepro.errors import ArgumentError, ShapeError, check_finite, check_integer, check_number, check_qk_shapes
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Complex128, Float, Float64
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class SpectrumMoments:
         return self.trace_sq / self.d_model - self.eigen_mean.square()
 
 
-def qk_matrix(w_q: Tensor, w_k: Tensor) -> Tensor:
+def qk_matrix(
+    w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
+) -> Float64[Tensor, "*batch d_model d_model"]:
     """Return W_QK = w_qᵀ w_k itself, for looking at: nothing else in this module needs it.
 
     w_q, w_k: (..., d_head, d_model), the weights of the query and key projections (q = w_q x, k = w_k x).
@@ -49,8 +57,10 @@ def qk_matrix(w_q: Tensor, w_k: Tensor) -> Tensor:
     return w
 
 
-def qk_eigenvalues(w_q: Tensor, w_k: Tensor) -> Tensor:
-    """Eigenvalues of W_QK = w_qᵀ w_k that can differ from zero, per head.
+def qk_eigenvalues(
+    w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
+) -> Complex128[Tensor, "*batch d_head"]:
+    """Return the eigenvalues of W_QK = w_qᵀ w_k that can differ from zero, per head.
 
     w_q, w_k: (..., d_head, d_model), the weights of the query and key projections (q = w_q x).
     Returns complex128, (..., d_head); the other d_model − d_head eigenvalues of W_QK are zero.
@@ -63,8 +73,10 @@ def qk_eigenvalues(w_q: Tensor, w_k: Tensor) -> Tensor:
     return values
 
 
-def qk_moments(w_q: Tensor, w_k: Tensor) -> SpectrumMoments:
-    """Moments of W_QK = w_qᵀ w_k, per head, from d_head × d_head products alone.
+def qk_moments(
+    w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
+) -> SpectrumMoments:
+    """Return the moments of W_QK = w_qᵀ w_k, per head, from d_head × d_head products alone.
 
     w_q, w_k: (..., d_head, d_model). Returns float64 tensors of the leading shape (...).
     The singular values come from the triangular QR factors, which keep full relative accuracy where the Gram matrices
@@ -85,8 +97,8 @@ def qk_moments(w_q: Tensor, w_k: Tensor) -> SpectrumMoments:
     )
 
 
-def matrix_moments(w: Tensor) -> SpectrumMoments:
-    """Moments of matrices that are given whole: w (..., d, d), real. Returns float64 tensors of the leading shape.
+def matrix_moments(w: Float[Tensor, "*batch d d"]) -> SpectrumMoments:
+    """Return the moments of matrices that are given whole, w (..., d, d), real; float64 tensors of the leading shape.
 
     Raises ShapeError unless w is square, ArgumentError for non-finite entries.
     """
@@ -110,7 +122,7 @@ def random_spectrum_matrix(
     non_normality: float | None = None,
     batch: tuple[int, ...] = (),
     generator: Generator,
-) -> Tensor:
+) -> Float64[Tensor, "... dim dim"]:
     """Draw W = U (D + N) Uᵀ whose dim real eigenvalues have exactly this mean and variance.
 
     D: a Gaussian sample shifted and scaled to the exact mean and (population) variance; U: a Haar-random rotation.
@@ -136,8 +148,11 @@ def random_spectrum_matrix(
     return (w + w.mT) / 2 if symmetric else w
 
 
-def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generator) -> Tensor:
-    """Haar-random orthogonal matrices, float64, (*batch, dim, dim): QR of a Gaussian with the signs of R moved to Q."""
+def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generator) -> Float64[Tensor, "... dim dim"]:
+    """Draw Haar-random orthogonal matrices, float64, (*batch, dim, dim).
+
+    By QR of a Gaussian with the signs of R moved to Q.
+    """
     check_integer("dim", dim, at_least=1)
     q, r = torch.linalg.qr(_normal((*batch, dim, dim), generator))
     rotation: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]  # flips columns of q
@@ -145,7 +160,9 @@ def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generat
 
 
 def factor(w: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
-    """Balanced factors (w_q, w_k) with w = w_qᵀ w_k and w_q w_qᵀ = w_k w_kᵀ (diagonal: the singular values of w).
+    """Return the balanced factors (w_q, w_k) with w = w_qᵀ w_k and w_q w_qᵀ = w_k w_kᵀ.
+
+    The latter are diagonal, with the singular values of w.
 
     w: (..., d_model, d_model). Returns two float64 tensors (..., d_head, d_model).
     Raises ShapeError unless w is square, ArgumentError for non-finite w, for d_head outside 1..d_model, and when the
@@ -155,33 +172,31 @@ def factor(w: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
     d_model = w.shape[-1]
     check_integer("d_head", d_head, at_least=1)
     if d_head > d_model:
-        raise ArgumentError(f"d_head is {d_head}; allowed: at most d_model = {d_model}")
+        raise ArgumentError(f"d_head must be at most d_model = {d_model}, got {d_head}")
     u, s, vh = torch.linalg.svd(w.double())
     precision = torch.finfo(w.dtype).eps if w.dtype.is_floating_point else torch.finfo(torch.float64).eps
     rank = int((s > s[..., :1] * d_model * precision).sum(-1).max())
     if rank > d_head:
-        raise ArgumentError(f"w has rank {rank}; allowed: at most d_head = {d_head}")
+        raise ArgumentError(f"w must have rank at most d_head = {d_head}, got {rank}")
     root = s[..., :d_head, None].sqrt()  # (..., d_head, 1)
     return root * u.mT[..., :d_head, :], root * vh[..., :d_head, :]
 
 
-def covariance_root(cov: Tensor, dim: int, *, name: str = "cov") -> Tensor:
-    """Symmetric square root Σ^{1/2} of a covariance matrix, float64, (dim, dim).
+def covariance_root(cov: Float[Tensor, "d d"], dim: int, *, name: str = "cov") -> Float64[Tensor, "d d"]:
+    """Return the symmetric square root Σ^{1/2} of a covariance matrix, float64, (dim, dim).
 
     Raises ShapeError unless cov is (dim, dim), ArgumentError when it is not finite, not symmetric or not positive
     semi-definite (a rounding error of 1e-10 of the largest entry or eigenvalue is let through).
     """
     if cov.shape != (dim, dim):
-        raise ShapeError(f"{name} has shape {tuple(cov.shape)}; allowed: {(dim, dim)}")
+        raise ShapeError(f"{name} must have shape {(dim, dim)}, got {tuple(cov.shape)}")
     check_finite(name, cov)
     cov = cov.double()
     if float((cov - cov.mT).abs().max()) > 1e-10 * float(cov.abs().max()):
-        raise ArgumentError(f"{name} differs from its transpose by {float((cov - cov.mT).abs().max()):.3g}; allowed: 0")
+        raise ArgumentError(f"{name} must be symmetric, got a difference of {float((cov - cov.mT).abs().max()):.3g}")
     values, vectors = torch.linalg.eigh(cov)
     if float(values[0]) < -1e-10 * float(values.abs().max()):
-        raise ArgumentError(
-            f"{name} has an eigenvalue {float(values[0]):.3g}; allowed: a positive semi-definite matrix"
-        )
+        raise ArgumentError(f"{name} must be positive semi-definite, got the eigenvalue {float(values[0]):.3g}")
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
     return root
 
@@ -189,7 +204,7 @@ def covariance_root(cov: Tensor, dim: int, *, name: str = "cov") -> Tensor:
 def check_square(name: str, w: Tensor) -> None:
     """Raise ShapeError unless w is (..., d, d) with d >= 1, ArgumentError unless it is finite."""
     if w.ndim < 2 or w.shape[-2] != w.shape[-1] or 0 in w.shape:
-        raise ShapeError(f"{name} has shape {tuple(w.shape)}; allowed: square matrices (..., d, d)")
+        raise ShapeError(f"{name} must have shape (..., d, d), got {tuple(w.shape)}")
     check_finite(name, w)
 
 
@@ -200,15 +215,18 @@ def _check_random_spectrum(
     check_number("mean", mean)
     check_number("variance", variance, at_least=0)
     if dim == 1 and variance > 0:
-        raise ArgumentError(f"variance is {variance!r} at dim 1; allowed: 0, since one number does not vary")
+        raise ArgumentError(f"variance must be 0 at dim 1, since one number does not vary, got {variance!r}")
     if non_normality is not None:
         check_number("non_normality", non_normality, at_least=0)
         if symmetric:
-            raise ArgumentError(f"non_normality is {non_normality!r} with symmetric=True; allowed: None there")
+            raise ArgumentError(f"non_normality must be None with symmetric=True, got {non_normality!r}")
 
 
 def _standard_sample(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Gaussian sample with mean exactly 0 and population variance exactly 1 along the last dimension (0 if it is 1)."""
+    """Draw a Gaussian sample with mean exactly 0 and population variance exactly 1 along the last dimension.
+
+    It is 0 where that dimension is 1.
+    """
     sample = _normal(shape, generator)
     sample = sample - sample.mean(-1, keepdim=True)
     if shape[-1] == 1:

@@ -73,14 +73,14 @@ def spearman_interval(
 
 
 def _rank_correlation(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[Any]:
-    """Spearman's correlation along an axis; `stats.spearmanr` takes one pair of samples at a time."""
+    """Return Spearman's correlation along an axis; `stats.spearmanr` takes one pair of samples at a time."""
     ranks = [stats.rankdata(each, axis=axis) - (x.shape[axis] + 1) / 2 for each in (x, y)]
     size = np.sqrt((ranks[0] ** 2).sum(axis) * (ranks[1] ** 2).sum(axis))
     return np.asarray((ranks[0] * ranks[1]).sum(axis) / np.where(size > 0, size, 1))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """`t_interval`, and below two values their mean alone: the ends of the interval are NaN."""
+    """Return `t_interval`, and below two values their mean alone: the ends of the interval are NaN."""
     if len(values) < 2:
         return Interval(float(np.mean(values)) if len(values) else NO_INTERVAL, NO_INTERVAL, NO_INTERVAL)
     return t_interval(values)
@@ -95,7 +95,7 @@ def difference_means(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFra
 def correlations(
     table: pd.DataFrame, target: str, quantities: Sequence[str], *, seed: int, resamples: int = 1000
 ) -> pd.DataFrame:
-    """Spearman correlation of each quantity with the target over heads, with its bootstrap interval.
+    """Return Spearman correlation of each quantity with the target over heads, with its bootstrap interval.
 
     Returns columns quantity, correlation, low, high. The interval resamples heads; heads of one model share a training
     and a text, so it says nothing of other models.
@@ -106,21 +106,24 @@ def correlations(
 
 
 def total_variation(first: ArrayLike, second: ArrayLike) -> float:
-    """½ Σ |p − q| between two profiles, (n,) each, non-negative, divided by their sums: 0 equal, 1 disjoint.
+    """Return ½ Σ |p − q| between two profiles, (n,) each, non-negative, divided by their sums: 0 equal, 1 disjoint.
 
     Raises ShapeError when they differ in shape, ArgumentError for a negative value or a sum of 0.
     """
     profiles = [np.asarray(values, dtype=np.float64) for values in (first, second)]
     if profiles[0].shape != profiles[1].shape or profiles[0].ndim != 1:
-        raise ShapeError(f"profiles have shapes {profiles[0].shape} and {profiles[1].shape}; allowed: two equal (n,)")
+        raise ShapeError(f"profiles must have equal shapes (n,), got {profiles[0].shape} and {profiles[1].shape}")
     for profile in profiles:
         if not (profile >= 0).all() or not profile.sum() > 0:
-            raise ArgumentError(f"profile has sum {profile.sum():g}; allowed: values >= 0, not all of them 0")
+            raise ArgumentError(f"profile must hold values >= 0, not all of them 0, got the sum {profile.sum():g}")
     return float(np.abs(profiles[0] / profiles[0].sum() - profiles[1] / profiles[1].sum()).sum() / 2)
 
 
 def bin_middles(location: pd.Series, bins: int) -> NDArray[Any]:
-    """Middle of the bin in which each location lies, `bins` equal ones of (0, 1]. Raises ArgumentError for bins < 1."""
+    """Return the middle of the bin in which each location lies.
+
+    There are `bins` equal ones of (0, 1]. Raises ArgumentError for bins < 1.
+    """
     check_integer("bins", bins, at_least=1)
     place = np.minimum((location.to_numpy(float) * bins - 1e-9).astype(int), bins - 1)
     middles: NDArray[Any] = (place + 0.5) / bins
@@ -140,6 +143,6 @@ intervals = over_seeds  # over anything else that repeats: draws, prompts, heads
 
 
 def quartiles(table: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
-    """Median and quartiles over the rows of each group: columns of `by`, then low, median, high."""
+    """Return the median and quartiles over the rows of each group: columns of `by`, then low, median, high."""
     groups = table.groupby(list(by))[column].quantile(np.array([0.25, 0.5, 0.75])).unstack()
     return groups.set_axis(["low", "median", "high"], axis=1).reset_index()

@@ -4,16 +4,23 @@ Every sequence is float64, (*batch, length, dim), on the generator's device; row
 Source: book, "The setting"; theory, random-walk tokens (reported of arXiv 2402.02098).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Generator, Tensor
 
 from qkrepro.errors import ArgumentError, check_integer, check_number
 from qkrepro.theory.spectrum import covariance_root
 
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
+
 
 def random_walk(
     length: int, dim: int, *, cov: Tensor | None = None, batch: int | tuple[int, ...], generator: Generator
-) -> Tensor:
+) -> Float64[Tensor, "*batch length dim"]:
     """Draw x_t = ε_1 + … + ε_t with independent increments ε_s ~ N(0, cov): norms grow like √t.
 
     cov: (dim, dim), the covariance of the *increments*, not of the tokens; None is the identity.
@@ -25,7 +32,7 @@ def random_walk(
 
 def independent_tokens(
     length: int, dim: int, *, cov: Tensor | None = None, batch: int | tuple[int, ...], generator: Generator
-) -> Tensor:
+) -> Float64[Tensor, "*batch length dim"]:
     """Draw independent x_t ~ N(0, cov): no order, so no location can be special.
 
     cov: (dim, dim), the covariance of the tokens; None is the identity. Returns float64, (*batch, length, dim).
@@ -46,7 +53,7 @@ def ar1_tokens(
     cov: Tensor | None = None,
     batch: int | tuple[int, ...],
     generator: Generator,
-) -> Tensor:
+) -> Float64[Tensor, "*batch length dim"]:
     """Draw the stationary x_{t+1} = φ x_t + √(1 − φ²) ε_t: neighbours correlate like a walk's, norms do not grow.
 
     coefficient: φ in (−1, 1); E x_t x_sᵀ = φ^|t−s| cov. φ = 0 is `independent_tokens`, draw for draw.
@@ -55,7 +62,7 @@ def ar1_tokens(
     """
     check_number("coefficient", coefficient)
     if abs(coefficient) >= 1:
-        raise ArgumentError(f"coefficient is {coefficient!r}; allowed: between -1 and 1, both excluded")
+        raise ArgumentError(f"coefficient must be in (-1, 1), got {coefficient!r}")
     noise = independent_tokens(length, dim, cov=cov, batch=batch, generator=generator)  # (*batch, length, dim)
     steps = [noise[..., 0, :]]  # the first token already has the stationary law
     for t in range(1, length):
@@ -63,7 +70,7 @@ def ar1_tokens(
     return torch.stack(steps, dim=-2)
 
 
-def increment_covariance(tokens: Tensor) -> Tensor:
+def increment_covariance(tokens: Float[Tensor, "batch length d"]) -> Float[Tensor, "d d"]:
     """Return Σ, the covariance of x_{t+1} − x_t within sequences (batch, length, d) about their mean, (d, d).
 
     In the precision of the tokens, float32 at least; autocast does not touch it.

@@ -56,7 +56,9 @@ class XavierLaw:
         return self.d_model * self.entry_variance * math.sqrt((1 + z) / z) * (1 + c * z)
 
     def radius_cdf(self, radius: Tensor) -> Tensor:
-        """Limit of the share of the d_head non-zero eigenvalues with |λ| <= radius; float64, shaped like `radius`.
+        """Return the limit of the share of the d_head non-zero eigenvalues with |λ| <= radius.
+
+        It is float64, shaped like `radius`.
 
         F solves F (1 − c + cF) = (radius / eigen_radius)², c = d_head/d_model: the circular law F = r² for c → 0, F = r
         for c = 1. The angle is uniform, but for a share of order 1/√d_head that lies on the real axis.
@@ -66,14 +68,14 @@ class XavierLaw:
         return (((1 - c) ** 2 + 4 * c * ratio_sq).sqrt() - (1 - c)) / (2 * c)
 
     def radius_density(self, radius: Tensor) -> Tensor:
-        """Derivative of `radius_cdf`, per unit of |λ|; float64, 0 beyond `eigen_radius`."""
+        """Return the derivative of `radius_cdf`, per unit of |λ|; float64, 0 beyond `eigen_radius`."""
         c, ratio = self.d_head / self.d_model, radius.double() / self.eigen_radius
         inside = 2 * ratio / ((1 - c) ** 2 + 4 * c * ratio.square()).sqrt() / self.eigen_radius
         return torch.where(ratio <= 1, inside, 0.0)
 
 
 def xavier_law(d_model: int, d_head: int, *, fan_out: int | None = None) -> XavierLaw:
-    """Law of the spectrum under Xavier initialisation, whose entries have variance 2 / (d_model + fan_out).
+    """Return the law of the spectrum under Xavier initialisation, whose entries have variance 2 / (d_model + fan_out).
 
     fan_out: rows of the matrix that was initialised in one piece: d_head (the default, one head on its own), d_model
     (all query heads together), or 3 d_model (PyTorch's MultiheadAttention, queries, keys and values together).
@@ -82,7 +84,7 @@ def xavier_law(d_model: int, d_head: int, *, fan_out: int | None = None) -> Xavi
     check_integer("d_model", d_model, at_least=1)
     check_integer("d_head", d_head, at_least=1)
     if d_head > d_model:
-        raise ArgumentError(f"d_head is {d_head}; allowed: at most d_model = {d_model}")
+        raise ArgumentError(f"d_head must be at most d_model = {d_model}, got {d_head}")
     if fan_out is not None:
         check_integer("fan_out", fan_out, at_least=d_head)
     return XavierLaw(d_model, d_head, 2 / (d_model + (d_head if fan_out is None else fan_out)))

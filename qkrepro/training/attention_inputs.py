@@ -44,7 +44,9 @@ def watch_inputs(model: nn.Module, act: Callable[[AttentionInput], None]) -> lis
 
 @torch.no_grad()
 def largest_logits(seen: AttentionInput, w_q: Tensor, w_k: Tensor, b_q: Tensor, b_k: Tensor) -> Tensor:
-    """S_max of every head, (heads,): the largest logit (w_q x + b_q)·(w_k y + b_k)/√d_head over all visible pairs.
+    """Return S_max of every head, (heads,).
+
+    It is the largest logit (w_q x + b_q)·(w_k y + b_k)/√d_head over all visible pairs.
 
     w_q, w_k: (heads, d_head, d_model); b_q, b_k: (heads, d_head).
     """
@@ -65,7 +67,7 @@ def _seen(number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
     given = dict(zip(names, args, strict=False)) | kwargs
     if given["key"] is not given["query"]:
-        raise ArgumentError("attention reads keys of another sequence than its queries; allowed: self-attention")
+        raise ArgumentError("attention must be self-attention, got keys of another sequence than the queries")
     tokens = given["query"].detach()
     tokens = tokens[None] if tokens.ndim == 2 else tokens if module.batch_first else tokens.transpose(0, 1)
     mask = given.get("attn_mask")

@@ -13,7 +13,7 @@ COLUMNS = {"concentration": "", "walk_concentration": "walk_"}  # column to the 
 
 
 def concentration(trace: ArrayLike, frobenius: ArrayLike) -> NDArray[np.float64]:
-    """N = trace²/frobenius², float64, the broadcast shape of the two; 0 where the matrix is zero, NaN stays NaN.
+    """Return N = trace²/frobenius², float64, the broadcast shape of the two; 0 where the matrix is zero, NaN stays NaN.
 
     trace: tr W; frobenius: ‖W‖_F (not its square).
     """
@@ -23,7 +23,7 @@ def concentration(trace: ArrayLike, frobenius: ArrayLike) -> NDArray[np.float64]
 
 
 def with_concentration(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of evaluations or summaries with the columns `concentration` and `walk_concentration` filled.
+    """Return the table of evaluations or summaries with the columns `concentration` and `walk_concentration` filled.
 
     Records that were written before these columns existed have the traces and norms that they follow from, head by
     head (`trace_LAYER_HEAD`) where a run has several; the column is the mean over heads of N, as in newer records.

@@ -33,8 +33,8 @@ class RunConfiguration:
     d_ff: int = 128
     norm: str = "post"  # post or pre
     dropout: float = 0.1
-    length: int = 256  # tokens a sequence
-    batch: int = 16  # sequences an update
+    length: int = 256  # tokens per sequence
+    batch: int = 16  # sequences per update
     epochs: float = 5.0  # at most
     learning_rate: float = 1e-3  # peak of the schedule
     warmup: int = 200  # updates
@@ -73,8 +73,8 @@ class RunConfiguration:
             check_integer("valid_tokens", self.valid_tokens, at_least=1)
         if (self.start_mean is None) != (self.start_deviation is None):
             raise ArgumentError(
-                f"start_mean is {self.start_mean!r} and start_deviation is {self.start_deviation!r}; "
-                "allowed: both numbers or neither"
+                "start_mean and start_deviation must both be given or neither, "
+                f"got {self.start_mean!r} and {self.start_deviation!r}"
             )
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
@@ -83,7 +83,7 @@ class RunConfiguration:
         check_strength(self.peer, self.peer_strength)
         check_choice("device", self.device, ("cpu", "cuda"))
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ArgumentError("device is 'cuda'; allowed here: cpu, since PyTorch finds no CUDA device")
+            raise ArgumentError("device must be 'cpu', since PyTorch finds no CUDA device, got 'cuda'")
 
 
 def configuration_from(values: Mapping[str, Any]) -> RunConfiguration:
@@ -99,7 +99,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     pairs = [setting.partition("=") for setting in settings]
     for setting, (name, equals, _) in zip(settings, pairs, strict=True):
         if not (name and equals):
-            raise ArgumentError(f"setting is {setting!r}; allowed: NAME=VALUE")
+            raise ArgumentError(f"setting must be NAME=VALUE, got {setting!r}")
     return {name: yaml.safe_load(value) for name, _, value in pairs}
 
 

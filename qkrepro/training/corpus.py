@@ -52,7 +52,7 @@ class Corpus:
     test: Tensor
     digest: str  # sha256 of what the corpus was made from
     reduced: bool = False  # the vocabulary was cut to the most frequent words
-    entropy: float | None = None  # nats a token, where the true conditional entropy is known
+    entropy: float | None = None  # nats per token, where the true conditional entropy is known
 
     @property
     def vocabulary(self) -> int:
@@ -74,7 +74,7 @@ def load_corpus(name: str, data: str | Path | None = None, vocabulary: int | Non
     if name == "wikitext-2":
         return load_folder(find_wikitext_2(data), "wikitext-2", vocabulary, WIKITEXT_2_DIGESTS)
     if not Path(name).is_dir():
-        raise CorpusError(f"corpus is {name!r}; allowed: synthetic, wikitext-2, or an existing folder of text")
+        raise CorpusError(f"corpus must be synthetic, wikitext-2, or an existing folder of text, got {name!r}")
     return load_folder(Path(name), Path(name).resolve().name, vocabulary)
 
 
@@ -90,7 +90,7 @@ def load_folder(
     found = {split: hashlib.sha256(raw).hexdigest() for split, raw in content.items()}
     for split, expected in (digests or {}).items():
         if found[split] != expected:
-            raise CorpusError(f"{files[split]} is damaged: its sha256 is {found[split]}; allowed: {expected}")
+            raise CorpusError(f"{files[split]} is damaged: its SHA-256 must be {expected}, got {found[split]}")
     digest = _digest(*(found[split] for split in SPLITS))
     cached = cache_folder() / f"{_digest(str(ENCODING_VERSION), digest, str(vocabulary))}.safetensors"
     encoded = _read_cached(cached)
@@ -116,11 +116,11 @@ def find_wikitext_2(data: str | Path | None = None) -> Path:
     for folder in (Path(given), Path(given) / "wikitext-2"):
         if all(any((folder / form.format(split)).is_file() for form in FILE_NAMES) for split in SPLITS):
             return folder
-    raise CorpusError(f"data is {str(given)!r}; allowed: a folder with train.txt, valid.txt and test.txt of WikiText-2")
+    raise CorpusError(f"data must be a folder with train.txt, valid.txt and test.txt of WikiText-2, got {str(given)!r}")
 
 
 def cache_folder() -> Path:
-    """Where encoded and fetched corpora are kept: $QKREPRO_CACHE, else the user's cache folder."""
+    """Return where encoded and fetched corpora are kept: $QKREPRO_CACHE, else the user's cache folder."""
     given = os.environ.get("QKREPRO_CACHE")
     if given:
         return Path(given)
@@ -164,10 +164,8 @@ def _fetch_wikitext_2(folder: Path) -> Path:
 def _find_file(folder: Path, split: str) -> Path:
     found = [folder / form.format(split) for form in FILE_NAMES if (folder / form.format(split)).is_file()]
     if len(found) != 1:
-        allowed = ", ".join(form.format(split) for form in FILE_NAMES)
-        raise CorpusError(
-            f"corpus folder {folder} has {len(found)} files for the {split} split; allowed: one of {allowed}"
-        )
+        names = ", ".join(form.format(split) for form in FILE_NAMES)
+        raise CorpusError(f"{folder} must have one of {names} for the {split} split, got {len(found)} of them")
     return found[0]
 
 
@@ -248,7 +246,7 @@ def zipf_probabilities(vocabulary: int) -> Tensor:
 
 
 def conditional_entropy(vocabulary: int, repeat: float) -> float:
-    """Return the entropy of the next word given the past, in nats a token; exp of it is the least perplexity.
+    """Return the entropy of the next word given the past, in nats per token; exp of it is the least perplexity.
 
     Given the word a `lag` back, word b has probability repeat·1[a = b] + (1 − repeat)·π(b); averaged over a ~ π.
     """
@@ -272,7 +270,7 @@ def synthetic_corpus(
     """
     check_number("repeat", repeat, at_least=0.0)
     if repeat >= 1:
-        raise ArgumentError(f"repeat is {repeat!r}; allowed: at least 0 and below 1")
+        raise ArgumentError(f"repeat must be in [0, 1), got {repeat!r}")
     check_integer("lag", lag, at_least=1)
     check_integer("tokens", tokens, at_least=10 * (lag + 1))
     pi = zipf_probabilities(vocabulary)

@@ -58,7 +58,7 @@ def start_spectrum(model: LanguageModel, mean: float, deviation: float, seed: in
     rank d_model.
     """
     if model.config.heads != 1:
-        raise ArgumentError("start_mean and start_deviation are given with several heads; allowed: heads = 1")
+        raise ArgumentError("heads must be 1 with start_mean and start_deviation")
     generator = torch.Generator().manual_seed(seed)
     width = model.config.d_model
     for head in model.qk_weights():

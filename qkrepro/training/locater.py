@@ -24,12 +24,12 @@ MEANS = ("penalty", "projection", "keep")
 
 
 def attention_modules(model: nn.Module) -> list[Attention | nn.MultiheadAttention]:
-    """Every attention layer of ours and of PyTorch in a module tree. Raises ArgumentError when there is none."""
+    """Return every attention layer of ours and of PyTorch in a module tree. Raises ArgumentError when there is none."""
     found = [module for module in model.modules() if isinstance(module, Attention | nn.MultiheadAttention)]
     if not found:
         raise ArgumentError(
-            f"model is a {type(model).__name__} without attention layers; allowed: a module tree with "
-            "torch.nn.MultiheadAttention or this package's Attention, or a pair (w_q, w_k)"
+            "model must be a pair (w_q, w_k) or a module tree with torch.nn.MultiheadAttention or this package's "
+            f"Attention, got a {type(model).__name__} without attention layers"
         )
     return found
 
@@ -110,7 +110,7 @@ class LocAteR:
         found = attached_parameters(model)
         mean = options.get("mean", "penalty")
         if mean != "penalty" and any(each.grouped for each in found):
-            raise ArgumentError(f"mean is {mean!r} for a model of grouped queries; allowed: 'penalty'")
+            raise ArgumentError(f"mean must be 'penalty' for a model of grouped queries, got {mean!r}")
         return cls(kappa, find=attached_parameters, **options)
 
     def __post_init__(self) -> None:
@@ -120,9 +120,9 @@ class LocAteR:
         check_choice("scale", self.scale, SCALES)
         check_choice("mean", self.mean, MEANS)
         if self.scale == "trace-square" and (self.mean == "keep" or self.tokens):
-            raise ArgumentError("scale is 'trace-square' with mean='keep' or with tokens; allowed: the other scales")
+            raise ArgumentError("scale must not be 'trace-square' with mean='keep' or with tokens")
         if self.mean == "projection" and self.tokens:
-            raise ArgumentError("mean is 'projection' with tokens; allowed: 'penalty' or 'keep'")
+            raise ArgumentError("mean must be 'penalty' or 'keep' with tokens, got 'projection'")
 
     def __call__(self, weights: nn.Module | tuple[Tensor, Tensor]) -> Tensor:
         """Return the term to add to the loss, a scalar; differentiable in the weights.
@@ -192,7 +192,7 @@ def recentre_trace(w_q: Tensor, w_k: Tensor, target_trace: float) -> None:
     """
     size = w_q.square().sum((-2, -1), keepdim=True)  # (..., 1, 1)
     if not bool((size > 0).all()):
-        raise ArgumentError("w_q is zero in a head; allowed: non-zero query weights, which the trace is set along")
+        raise ArgumentError("w_q must not be zero in any head: the trace is set along it")
     w_k += (target_trace - (w_q * w_k).sum((-2, -1), keepdim=True)) / size * w_q
 
 
@@ -219,4 +219,4 @@ def _projection_hook(parameters: QKParameters) -> Callable[[Tensor], None]:
 def _check_pair(w_q: Tensor, w_k: Tensor) -> None:
     if w_q.shape != w_k.shape or w_q.ndim < 2 or w_q.shape[-2] > w_q.shape[-1]:
         shapes = f"{tuple(w_q.shape)} and {tuple(w_k.shape)}"
-        raise ShapeError(f"w_q and w_k have shapes {shapes}; allowed: (..., d_head, d_model) twice, d_head <= d_model")
+        raise ShapeError(f"w_q and w_k must have shapes (..., d_head, d_model) twice, d_head <= d_model, got {shapes}")

@@ -81,8 +81,8 @@ def updates_an_epoch(corpus: Corpus, configuration: RunConfiguration) -> int:
     blocks = (len(corpus.train) - configuration.length) // configuration.length
     if blocks < configuration.batch:
         raise CorpusError(
-            f"the training split has {len(corpus.train)} tokens, {max(blocks, 0)} blocks of length "
-            f"{configuration.length}; allowed: at least one batch of {configuration.batch}"
+            f"the training split must have at least one batch of {configuration.batch} blocks of length "
+            f"{configuration.length}, got {max(blocks, 0)} ({len(corpus.train)} tokens)"
         )
     return blocks // configuration.batch
 
@@ -262,7 +262,7 @@ class _Run:
             (self.folder / name).unlink(missing_ok=True)
 
     def final_losses(self) -> dict[str, float]:
-        """Loss and perplexity of the model as it stands on all of the validation and the test split."""
+        """Return the loss and perplexity of the model as it stands on all of the validation and the test split."""
         found: dict[str, float] = {}
         for name, split in (("valid", self.corpus.valid), ("test", self.corpus.test)):
             blocks = cut(split, self.config.length, None)
@@ -276,7 +276,7 @@ class _Run:
 
 
 def _locater(configuration: RunConfiguration, covariances: IncrementCovariances | None) -> LocAteR | None:
-    """The regulariser of a run; the baseline has none and pays nothing for it."""
+    """Return the regulariser of a run; the baseline has none and pays nothing for it."""
     if configuration.kappa == 0:
         return None
     return LocAteR(

@@ -48,7 +48,7 @@ def cut(stream: Tensor, length: int, tokens: int | None = None) -> list[Block]:
     """
     whole = (len(stream) - 1) // length
     if whole < 1:
-        raise CorpusError(f"a split has {len(stream)} tokens; allowed: more than a sequence of {length}")
+        raise CorpusError(f"a split must have more tokens than a sequence of {length}, got {len(stream)}")
     inputs = stream[: whole * length].view(whole, length)
     targets = stream[1 : whole * length + 1].view(whole, length)
     if tokens is not None:
@@ -61,7 +61,10 @@ def cut(stream: Tensor, length: int, tokens: int | None = None) -> list[Block]:
 
 @torch.no_grad()
 def mean_loss(model: LanguageModel, blocks: list[Block], batch: int, precision: str = "float32") -> float:
-    """Mean cross-entropy over all targets of the blocks, nats a token, `batch` sequences at a time, without dropout."""
+    """Return the mean cross-entropy over all targets of the blocks, nats per token.
+
+    `batch` sequences go through the model at a time, without dropout.
+    """
     total, table = 0.0, model.embedding.weight  # (words, d_model)
     with _without_dropout(model):
         for block in blocks:
@@ -98,7 +101,7 @@ def measure(model: LanguageModel, tokens: Tensor) -> Measured:
 
 @contextmanager
 def _without_dropout(model: LanguageModel) -> Iterator[None]:
-    """Evaluation mode for a while; then the model is in the mode in which it was found."""
+    """Keep a model in evaluation mode for a while, then put it back into the mode in which it was."""
     training = model.training
     model.eval()
     try:
@@ -142,7 +145,9 @@ def _measure_head(trace: LayerTrace, head: QKWeights) -> Measured:
 
 
 def _predict(head: QKWeights, x: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Non-saturated share of each key of the last query by the Gaussian form at finite T, and the moments it takes.
+    """Return the non-saturated share of each key of the last query, and the moments it takes.
+
+    The share is that of the Gaussian form at finite T.
 
     x: (sequences, T, d_model). The bias b of the queries adds x_iᵀ w_kᵀ b to the logit, a walk with the variance
     α ‖Σ^{1/2} w_kᵀ b‖², where the matrix term has αT ‖M‖_F²: it enters as ‖M‖_F² + ‖Σ^{1/2} w_kᵀ b‖²/T.

@@ -34,7 +34,9 @@ SCHEDULES = ("inverse-square-root", "linear")
 def make_optimizer(
     model: nn.Module, lr: float, *, betas: tuple[float, float] = (0.9, 0.98), weight_decay: float = 0.01
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters, as one fused kernel a parameter (about twice as fast as the loop over operations).
+    """Return AdamW over all parameters.
+
+    One fused kernel per parameter is about twice as fast as the loop over operations.
 
     lr: peak learning rate; weight_decay is decoupled: each update multiplies the weights by 1 - lr · weight_decay.
     Raises ArgumentError for a negative rate or decay. Source: fairseq's `adam` with its WikiText settings.
@@ -47,7 +49,9 @@ def make_optimizer(
 def learning_rate(
     update: int, *, peak: float, warmup: int, schedule: str = "inverse-square-root", last: int | None = None
 ) -> float:
-    """Rate of update number `update` (from 1), which rises linearly from 0 to the peak at update = warmup and falls.
+    """Return the rate of update number `update` (from 1).
+
+    It rises linearly from 0 to the peak at update = warmup and falls.
 
     schedule: "inverse-square-root", peak · √(warmup/update) from there on, whatever the length of the run (fairseq's
     `inverse_sqrt`, with warm-up from 0); "linear", peak · (last + 1 − update)/(last + 1 − warmup), which would be 0 at
@@ -63,7 +67,7 @@ def learning_rate(
     check_integer("last", last, at_least=1)
     assert last is not None
     if max(update, warmup) > last:
-        raise ArgumentError(f"update is {update} and warmup {warmup}; allowed: at most last = {last}")
+        raise ArgumentError(f"update and warmup must be at most last = {last}, got {update} and {warmup}")
     return float(peak * min(update / warmup, (last + 1 - update) / (last + 1 - warmup)))
 
 

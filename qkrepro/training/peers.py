@@ -38,7 +38,7 @@ def check_strength(peer: str, strength: float) -> None:
     if peer in WITH_STRENGTH:
         check_number("peer_strength", strength, above=0)
     elif strength != 0:
-        raise ArgumentError(f"peer_strength is {strength!r} for peer {peer!r}; allowed: 0")
+        raise ArgumentError(f"peer_strength must be 0 for peer {peer!r}, got {strength!r}")
 
 
 def retrofit(model: nn.Module, peer: str, length: int) -> None:
@@ -74,7 +74,7 @@ def normalise_queries_and_keys(model: nn.Module, length: int) -> None:
     check_integer("length", length, at_least=2)
     for module in attention_modules(model):
         if hasattr(module, "qk_gain"):
-            raise ArgumentError("the model's queries and keys are normalised already; allowed: once")
+            raise ArgumentError("the model's queries and keys must be normalised only once")
         weight = module.query.weight if isinstance(module, Attention) else module.out_proj.weight
         gain = torch.full((), math.log2(length**2 - length), dtype=weight.dtype, device=weight.device)
         module.register_parameter("qk_gain", nn.Parameter(gain))
@@ -83,7 +83,7 @@ def normalise_queries_and_keys(model: nn.Module, length: int) -> None:
             module.key.register_forward_hook(_normaliser(module, scaled=False))
         else:
             if module.bias_k is not None or module.add_zero_attn:
-                raise ArgumentError("attention has bias_k or add_zero_attn; allowed: neither")
+                raise ArgumentError("attention must have neither bias_k nor add_zero_attn")
             module.__class__ = _NormalisedAttention
             module.register_forward_pre_hook(_slow_path)
 
@@ -107,7 +107,7 @@ def reparametrise_spectrally(model: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.MultiheadAttention) and getattr(module, name, None) is not None
     ]
     if not found or any(parametrize.is_parametrized(module, name) for module, name in found):
-        raise ArgumentError("the model has no linear map, or reparametrised ones; allowed: linear maps, once")
+        raise ArgumentError("the model must have linear maps that are not reparametrised yet")
     for module, name in found:
         gain = SpectralGain(getattr(module, name).detach(), blocks=3 if name == "in_proj_weight" else 1)
         parametrize.register_parametrization(module, name, gain)
@@ -128,7 +128,7 @@ class SpectralGain(nn.Module):
         self.register_buffer("v", vh[:, :1].mT.contiguous())  # (blocks, columns, 1)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(rows, columns) to the same shape; in training with gradients it also moves u and v by one step."""
+        """Return γ W/σ(W), (rows, columns); in training with gradients it also moves u and v by one step."""
         w = weight.view(len(self.gain), -1, weight.shape[-1])  # (blocks, rows/blocks, columns)
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
@@ -178,14 +178,17 @@ def decay_queries_and_keys(model: nn.Module, amount: float) -> None:
     """
     check_number("amount", amount, at_least=0)
     if amount > 1:
-        raise ArgumentError(f"amount is {amount!r}; allowed: a number in [0, 1], rate times decay")
+        raise ArgumentError(f"amount must be in [0, 1], got {amount!r}")
     for each in find_qk_parameters(model):
         for weight in each.weights():
             weight.mul_(1 - amount)
 
 
 def _head_parts(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """w_q, w_k (heads, d_head, d_model) and b_q, b_k (heads, d_head) of a layer, as views; zeros without biases."""
+    """Return w_q, w_k (heads, d_head, d_model) and b_q, b_k (heads, d_head) of a layer, as views.
+
+    The latter are zeros without biases.
+    """
     module = attention_modules(model)[layer]
     w_q, w_k = (w.detach() for w in find_qk_parameters(module)[0].weights())
     heads = len(w_q)
@@ -199,7 +202,10 @@ def _head_parts(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _normaliser(module: Attention, *, scaled: bool) -> Any:
-    """A hook on a projection of ours: unit length head by head; queries times g √d_head, which the logits divide."""
+    """Return a hook on a projection of ours that gives heads unit length.
+
+    Queries are multiplied by g √d_head, which the logits divide.
+    """
 
     def hook(_: nn.Module, args: object, output: Tensor) -> Tensor:
         heads = F.normalize(output.view(*output.shape[:-1], module.heads, -1), dim=-1)  # (batch, length, heads, d_head)
@@ -211,7 +217,7 @@ def _normaliser(module: Attention, *, scaled: bool) -> Any:
 
 
 def _slow_path(module: nn.Module, args: object) -> None:
-    """A hook that does nothing: PyTorch's fused inference, which would pass the normalisation by, refuses hooks."""
+    """Do nothing: PyTorch's fused inference, which would pass the normalisation by, refuses hooks."""
 
 
 class _NormalisedAttention(nn.MultiheadAttention):
@@ -256,7 +262,7 @@ class _NormalisedAttention(nn.MultiheadAttention):
 
 
 def _additive(mask: Tensor, logits: Tensor) -> Tensor:
-    """A mask as a term of the logits: −∞ where a boolean one is True."""
+    """Return a mask as a term of the logits: −∞ where a boolean one is True."""
     if mask.dtype != torch.bool:
         return mask.to(logits.dtype)
     return torch.zeros_like(mask, dtype=logits.dtype).masked_fill(mask, -torch.inf)

@@ -38,7 +38,7 @@ def run_identity(configuration: Mapping[str, Any]) -> str:
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write metrics.csv, one row an evaluation, columns in the order of the first row."""
+    """Write metrics.csv, one row per evaluation, columns in the order of the first row."""
     text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
     write_atomically(folder / "metrics.csv", text.encode())
 
@@ -56,14 +56,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def is_recorded(folder: Path) -> bool:
-    """Whether the folder holds the record of a finished run."""
+    """Return whether the folder holds the record of a finished run."""
     return all((folder / name).is_file() for name in RECORD_FILES)
 
 
 def copy_record(source: Path, target: Path) -> None:
     """Copy the files of a record, run.json last. Raises RunError when `source` is not a finished record."""
     if not is_recorded(source):
-        raise RunError(f"{source} holds no finished record; allowed: a folder with {', '.join(RECORD_FILES)}")
+        raise RunError(f"{source} holds no finished record, which has {', '.join(RECORD_FILES)}")
     for name in RECORD_FILES:
         write_atomically(target / name, (source / name).read_bytes())
 
@@ -88,7 +88,7 @@ def find_records(folder: str | Path) -> list[Path]:
 
 
 def read_records(folder: str | Path) -> pd.DataFrame:
-    """Return one row an evaluation of every finished record below `folder`: run, its configuration, its metrics.
+    """Return one row per evaluation of every finished record below `folder`: run, its configuration, its metrics.
 
     An entry that the configuration gained later has the value of ADDED. Losses and entropies are nats, `tokens` counts
     training tokens. Raises RunError for none or a damaged record.
@@ -108,7 +108,7 @@ def read_records(folder: str | Path) -> pd.DataFrame:
 
 
 def read_runs(folder: str | Path) -> pd.DataFrame:
-    """Return one row a finished record below `folder`: run, configuration, and summary at the best checkpoint."""
+    """Return one row per finished record below `folder`: run, configuration, and summary at the best checkpoint."""
     runs = [read_run(path) for path in find_records(folder)]
     return pd.DataFrame([_run_columns(run) | run["summary"] for run in runs])
 
@@ -135,7 +135,7 @@ def _run_columns(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _revision() -> str:
-    """The git revision of the code, with "+" when it was changed since; $QKREPRO_REVISION outside a checkout."""
+    """Return the git revision of the code, with "+" when it was changed since; $QKREPRO_REVISION outside a checkout."""
     if given := os.environ.get("QKREPRO_REVISION"):
         return given
     here = Path(__file__).parents[1]  # the package

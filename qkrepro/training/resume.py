@@ -22,13 +22,13 @@ class Progress:
 
     update: int = 0  # updates done
     rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.csv
-    arrays: list[dict[str, Tensor]] = field(default_factory=list)  # of spectrum.npz, one entry a row
+    arrays: list[dict[str, Tensor]] = field(default_factory=list)  # of spectrum.npz, one entry per row
     best: int = 0  # index of the row with the least validation loss
     loss_sum: float = 0.0  # of the updates since the last row
     penalty_sum: float = 0.0
     covariances: list[Tensor] = field(default_factory=list)  # running Σ of each layer, where the run has one
     environment: dict[str, Any] = field(default_factory=dict)  # at the start of the run
-    sessions: list[dict[str, Any]] = field(default_factory=list)  # one entry a start of the program: timing.json
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # one entry per start of the program: timing.json
 
 
 def save_checkpoint(
@@ -59,7 +59,7 @@ def load_checkpoint(folder: Path, identity: str, model: nn.Module, optimizer: Op
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         if content["identity"] != identity:
-            raise RunError(f"{path} belongs to run {content['identity']}; allowed: {identity}")
+            raise RunError(f"{path} must belong to run {identity}, got {content['identity']}")
         progress = Progress(**content["progress"])
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])

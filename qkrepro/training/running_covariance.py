@@ -27,7 +27,7 @@ class IncrementCovariances:
         """Watch the model from now on."""
         check_number("decay", decay, at_least=0)
         if decay >= 1:
-            raise ArgumentError(f"decay is {decay!r}; allowed: a number in [0, 1)")
+            raise ArgumentError(f"decay must be in [0, 1), got {decay!r}")
         self.decay = decay
         self._values: dict[int, Tensor] = {}
         self.handles = watch_inputs(model, self._update)
@@ -42,9 +42,9 @@ class IncrementCovariances:
         self._values = dict(enumerate(saved))
 
     def __call__(self) -> list[Tensor]:
-        """Σ of each layer, as `values`. Raises ArgumentError before every layer was run in training mode."""
+        """Return Σ of each layer, as `values`. Raises ArgumentError before every layer was run in training mode."""
         if len(self._values) < len(self.handles):
-            raise ArgumentError("Σ is not known yet; allowed: after a forward pass of the model in training mode")
+            raise ArgumentError("Σ is known only after a forward pass of the model in training mode")
         return self.values
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ BUSY_SECONDS = 2.0  # between two looks at a run that another sweep is working o
 
 @dataclass
 class SweepOutcome:
-    """What a sweep did: a row a recorded run, and the reason for each run that has no record."""
+    """What a sweep did: one row per recorded run, and the reason for each run that has no record."""
 
     table: pd.DataFrame
     failed: dict[str, str] = field(default_factory=dict)
@@ -55,7 +55,7 @@ def run_sweep(
     checkpoint_seconds: float = 60.0,
     say: Callable[[str], None] = print,
 ) -> SweepOutcome:
-    """Run what is not recorded of a sweep file, one run a worker, and return the table of all its records.
+    """Run what is not recorded of a sweep file, one run per worker, and return the table of all its records.
 
     scheduler: address of a Dask cluster, tcp://HOST:PORT; None starts one here with `workers` processes (default: the
     processors over the threads of a run). A run whose worker dies continues on another from its checkpoint; a run that
@@ -90,7 +90,7 @@ def run_recorded(
     data: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> Path:
-    """Train, unless its record is there, and copy the record to `records`; return its folder there.
+    """Train, unless the record is there, and copy the record to `records`; return its folder there.
 
     Raises as `train` does; Busy when another process is working on this run.
     """
@@ -130,7 +130,7 @@ def _work(
 
 @contextmanager
 def _cluster(scheduler: str | None, workers: int) -> Iterator[Any]:
-    """A client of the cluster at this address, or of one that lives as long as the block."""
+    """Yield a client of the cluster at this address, or of one that lives as long as the block."""
     distributed = _distributed()
     if scheduler is None:
         with (
@@ -144,13 +144,11 @@ def _cluster(scheduler: str | None, workers: int) -> Iterator[Any]:
     try:
         client = distributed.Client(scheduler, timeout="20s")
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"scheduler is {scheduler!r}, which does not answer ({error}); allowed: tcp://HOST:PORT"
-        ) from error
+        raise RunError(f"scheduler must be tcp://HOST:PORT and answer, got {scheduler!r} ({error})") from error
     with client:
         several = {name: count for name, count in client.nthreads().items() if count > 1}
         if several:
-            raise RunError(f"workers have several threads: {several}; allowed: one run a worker (--nthreads 1)")
+            raise RunError(f"workers must have one thread each (--nthreads 1), got {several}")
         yield client
 
 
@@ -162,7 +160,7 @@ def _distributed() -> Any:
 
 
 def _named(configurations: list[RunConfiguration], data: str | Path | None, runs: Path) -> dict[str, RunConfiguration]:
-    """Configurations by the names of their folders; loads each corpus once, which fills the cache."""
+    """Return the configurations by the names of their folders; loads each corpus once, which fills the cache."""
     corpora: dict[tuple[str, int | None], Corpus] = {}
     named = {}
     for each in configurations:
@@ -182,7 +180,7 @@ def _content(path: str | Path) -> Any:
 
 
 def _entries(path: str | Path) -> list[dict[str, Any]]:
-    """The entries of each run of a sweep file, in the order they are run."""
+    """Return the entries of each run of a sweep file, in the order they are run."""
     fixed, lists = _parts(path, _content(path))
     runs = []
     for values in product(*lists.values()):
@@ -194,7 +192,7 @@ def _entries(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _parts(path: str | Path, content: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    error = RunError(f"{path} is no sweep; allowed: `fixed`, a mapping, and `lists`, a mapping to non-empty lists")
+    error = RunError(f"{path} is no sweep, which has `fixed`, a mapping, and `lists`, a mapping to non-empty lists")
     if not isinstance(content, dict) or not set(content) <= {"fixed", "lists"}:
         raise error
     fixed, lists = content.get("fixed") or {}, content.get("lists") or {}

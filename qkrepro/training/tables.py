@@ -56,10 +56,10 @@ LIVE = RunConfiguration(
 class RunTables:
     """Runs as tables. The tables of no run are empty, with the columns that the book uses.
 
-    summary: one row a run: `run` (its identity), configuration, corpus (`corpus_words`; `corpus_entropy` in nats a
+    summary: one row per run: `run` (its identity), configuration, corpus (`corpus_words`; `corpus_entropy` in nats a
     token where it is known), what was measured at the best checkpoint, with `test_perplexity`, and the
     `last_epoch` that was evaluated.
-    curves: one row an evaluation, columns of metrics.csv (results/README.md) beside run and configuration.
+    curves: one row per evaluation, columns of metrics.csv (results/README.md) beside run and configuration.
     arrays: content of spectrum.npz by run.
     """
 
@@ -68,7 +68,7 @@ class RunTables:
     arrays: Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
 
     def eigenvalues(self, by: Sequence[str] = ("seed", "kappa")) -> pd.DataFrame:
-        """One row an eigenvalue: run, columns `by` of the summary, update, epoch, layer, head, real, imag.
+        """Return one row per eigenvalue: run, columns `by` of the summary, update, epoch, layer, head, real, imag.
 
         The d_head eigenvalues of each head that can differ from zero.
         """
@@ -78,7 +78,9 @@ class RunTables:
         return table.assign(real=values.real, imag=values.imag)
 
     def profiles(self, by: Sequence[str] = ("seed", "kappa")) -> pd.DataFrame:
-        """One row a key of the last query: run, columns `by`, update, epoch, layer, head, location in (0, 1], profiles.
+        """Return one row per key of the last query.
+
+        Columns: run, those of `by`, update, epoch, layer, head, location in (0, 1], profiles.
 
         nonsaturated, predicted: shares of sequences; gradient: A(1 − A); attention: A; means over sequences.
         """
@@ -88,7 +90,10 @@ class RunTables:
         return table.assign(location=(table["location"] + 1) / length)
 
     def _tidy(self, names: Mapping[str, str], by: Sequence[str], last: str) -> pd.DataFrame:
-        """Arrays (evaluations, layers, heads, n) with their four indices as columns; `names`: column to array."""
+        """Return the arrays (evaluations, layers, heads, n) with their four indices as columns.
+
+        names: array by column.
+        """
         columns = ["run", *by, "update", "epoch", "layer", "head", last, *names]
         tables = [pd.DataFrame(columns=columns)]
         epochs = self.curves.set_index(["run", "update"])["epoch"]
@@ -108,7 +113,7 @@ class RunTables:
 class SweepTables(RunTables):
     """What is recorded of a sweep file, and what is not.
 
-    planned: one row a run of the file, in its order: the entries that vary, `run` (identity, "" where not run) and
+    planned: one row per run of the file, in its order: the entries that vary, `run` (identity, "" where not run) and
     `state`, "recorded" or "not run". Records in the folder that are no run of the file are left out of all tables.
     vocabulary: the words that the file keeps; None for all of the corpus.
     """
@@ -130,7 +135,7 @@ class SweepTables(RunTables):
 
 
 def run_tables(folder: str | Path) -> RunTables:
-    """Tables of all finished records in and below `folder`; empty tables where there are none, or no folder.
+    """Return the tables of all finished records in and below `folder`; empty tables where there are none, or no folder.
 
     Raises RunError for a damaged record.
     """
@@ -138,7 +143,7 @@ def run_tables(folder: str | Path) -> RunTables:
 
 
 def sweep_tables(path: str | Path) -> SweepTables:
-    """Tables of a sweep file NAME.yaml from the records in the folder NAME beside it; it needs no corpus.
+    """Return the tables of a sweep file NAME.yaml from the records in the folder NAME beside it; it needs no corpus.
 
     Raises RunError for a file that is no sweep or a damaged record, ArgumentError for an entry that is not allowed.
     """
@@ -156,7 +161,10 @@ def sweep_tables(path: str | Path) -> SweepTables:
 
 
 def sweep_overview(sweeps: Iterable[SweepTables]) -> pd.DataFrame:
-    """One row a sweep: sweep, vocabulary, runs, recorded, and the command that completes it ("" when it is whole)."""
+    """Return one row per sweep, with the command that completes it ("" when it is whole).
+
+    Columns: sweep, vocabulary, runs, recorded, not run, completed by.
+    """
     rows = []
     for sweep in sweeps:
         recorded = int((sweep.planned["state"] == RECORDED).sum())
@@ -177,13 +185,13 @@ def live_runs(configurations: Iterable[RunConfiguration]) -> RunTables:
 
 
 def perplexity_floor(tables: RunTables) -> float:
-    """The least perplexity a model can reach on the corpus of these runs; NaN where its entropy is not known."""
+    """Return the least perplexity a model can reach on the corpus of these runs; NaN where its entropy is not known."""
     known = tables.summary["corpus_entropy"].dropna().unique()
     return math.exp(float(known[0])) if len(known) == 1 else math.nan
 
 
 def frequency_perplexity(tables: RunTables) -> float:
-    """Perplexity of who knows the word frequencies of the synthetic corpus alone; NaN on another corpus."""
+    """Return the unigram perplexity on the synthetic corpus; NaN on another corpus."""
     if math.isnan(perplexity_floor(tables)):
         return math.nan
     frequencies = zipf_probabilities(int(tables.summary["corpus_words"].iloc[0]))
@@ -191,7 +199,9 @@ def frequency_perplexity(tables: RunTables) -> float:
 
 
 def vocabulary_name(tables: RunTables) -> str:
-    """What a caption says of the words of these runs: "full vocabulary (33,278 words)" or "reduced vocabulary (…)".
+    """Return what a caption says of the words of these runs.
+
+    "full vocabulary (33,278 words)" or "reduced vocabulary (…)".
 
     Of a sweep without a record: what its file asks for, "full vocabulary" without the number. "not run" for no runs.
     """
@@ -211,7 +221,10 @@ def _records(folder: str | Path) -> list[Path]:
 
 
 def _is_run_of(configuration: RunConfiguration, run: Mapping[str, Any]) -> bool:
-    """Whether a record is of this configuration; the corpus is compared by its name, so that it need not be here."""
+    """Return whether a record is of this configuration.
+
+    The corpus is compared by its name, so that it need not be here.
+    """
     same: bool = settings(configuration) == run["configuration"]
     return same and str(run["corpus"]["name"]).startswith(Path(configuration.corpus).name)
 
@@ -229,7 +242,7 @@ def _tables(folders: Sequence[Path]) -> RunTables:
 
 
 def progress(sweep: SweepTables) -> str:
-    """How much of a sweep is recorded, "6 of 15 runs", and the command for the rest."""
+    """Return how much of a sweep is recorded, "6 of 15 runs", and the command for the rest."""
     done = len(sweep.summary)
     told = f"{done} of {len(sweep.planned)} runs recorded"
     return told if done == len(sweep.planned) else f"{told}; the rest is completed by {sweep.command}"

@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "bf16", "float64")  # float32 and float64: products in 
 def vocabulary_loss(
     hidden: Tensor, embedding: Tensor, targets: Tensor, *, precision: str = "float32", chunk: int | None = None
 ) -> Tensor:
-    """Mean cross-entropy in nats per token of the logits `hidden @ embeddingᵀ` against `targets`.
+    """Return the mean cross-entropy in nats per token of the logits `hidden @ embeddingᵀ` against `targets`.
 
     hidden: (..., d_model), floating; embedding: (vocabulary, d_model), float32 or float64; targets: (...), int64 words.
     precision: "float32" or "float64" (products in the dtype of the embedding), or "bf16" (see above); chunk: tokens at
@@ -44,7 +44,9 @@ def vocabulary_loss(
 def vocabulary_nll(
     hidden: Tensor, embedding: Tensor, targets: Tensor, *, precision: str = "float32", chunk: int | None = None
 ) -> Tensor:
-    """Summed negative log-likelihood in nats of all targets, without gradients: a scalar of the embedding's dtype.
+    """Return the summed negative log-likelihood in nats of all targets, without gradients.
+
+    It is a scalar of the embedding's dtype.
 
     Arguments as for `vocabulary_loss`. exp(sum / tokens) is the perplexity.
     """
@@ -76,7 +78,7 @@ class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         if torch.is_grad_enabled():  # the saved gradients know nothing of their own derivatives
-            raise ArgumentError("create_graph is True; allowed: False, since vocabulary_loss is differentiable once")
+            raise ArgumentError("create_graph must be False, since vocabulary_loss is differentiable once, got True")
         grad_hidden, grad_embedding = ctx.saved_tensors
         if grad.device.type == "cpu" and grad.item() == 1:  # two passes over memory saved in an ordinary backward()
             return grad_hidden, grad_embedding, None, None, None
@@ -86,7 +88,7 @@ class _VocabularyLoss(torch.autograd.Function):
 def _loss_and_gradients(
     hidden: Tensor, embedding: Tensor, targets: Tensor, precision: str, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean nll, its gradient in hidden (tokens, d_model) and in embedding (vocabulary, d_model)."""
+    """Return the mean nll, its gradient in hidden (tokens, d_model) and in embedding (vocabulary, d_model)."""
     share = 1 / hidden.shape[0]  # of a token in the mean
     table, inputs, shares = (_products_dtype(x, precision) for x in (embedding, hidden, hidden * share))
     columns = table.mT.contiguous()  # (d_model, vocabulary): the layout in which the products are fastest
@@ -111,7 +113,7 @@ def _loss_and_gradients(
 
 
 def _log_softmax_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """The targets' nll (chunk,) of logits (chunk, vocabulary), which it overwrites: by log p, in bfloat16 by p.
+    """Return the targets' nll (chunk,) of logits (chunk, vocabulary), which it overwrites: by log p, in bfloat16 by p.
 
     A p in bfloat16 is exact to one part in 500, to either side alike; a log p of 10 would not be. At most 87 nats then.
     """
@@ -127,7 +129,7 @@ def _products_dtype(x: Tensor, precision: str) -> Tensor:
 
 
 def _chunk(hidden: Tensor, chunk: int | None) -> int:
-    """Tokens of a chunk: as given, or equal parts of at most 512 on a processor, 4,096 on an accelerator."""
+    """Return the tokens of a chunk: as given, or equal parts of at most 512 on a processor, 4,096 on an accelerator."""
     if chunk is not None:
         check_integer("chunk", chunk, at_least=1)
         return chunk
@@ -139,15 +141,15 @@ def _check(hidden: Tensor, embedding: Tensor, targets: Tensor, precision: str) -
     check_choice("precision", precision, PRECISIONS)
     if embedding.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != embedding.shape[1]:
         shapes = f"{tuple(hidden.shape)} and {tuple(embedding.shape)}"
-        raise ShapeError(f"hidden and embedding have shapes {shapes}; allowed: (..., d_model), (vocabulary, d_model)")
+        raise ShapeError(f"hidden and embedding must have shapes (..., d_model), (vocabulary, d_model), got {shapes}")
     if hidden.shape[:-1] != targets.shape or targets.numel() == 0:
-        raise ShapeError(f"targets has shape {tuple(targets.shape)}; allowed: {tuple(hidden.shape[:-1])}, not empty")
+        raise ShapeError(f"targets must have shape {tuple(hidden.shape[:-1])}, not empty, got {tuple(targets.shape)}")
     if targets.dtype != torch.int64 or embedding.dtype not in (torch.float32, torch.float64):
         found = f"{embedding.dtype} and {targets.dtype}"
-        raise ArgumentError(f"embedding and targets are {found}; allowed: torch.float32 or torch.float64, torch.int64")
+        raise ArgumentError(f"embedding must be float32 or float64 and targets int64, got {found}")
     if not hidden.is_floating_point():
-        raise ArgumentError(f"hidden is {hidden.dtype}; allowed: a floating dtype")
+        raise ArgumentError(f"hidden must have a floating dtype, got {hidden.dtype}")
     if targets.device.type == "cpu":  # on an accelerator the kernels check, without waiting for it
         least, most = targets.aminmax()
         if least < 0 or most >= embedding.shape[0]:
-            raise ArgumentError(f"targets holds {int(least)} to {int(most)}; allowed: 0 to {embedding.shape[0] - 1}")
+            raise ArgumentError(f"targets must be 0 to {embedding.shape[0] - 1}, got {int(least)} to {int(most)}")

@@ -57,7 +57,7 @@ class Seen(NamedTuple):
 def seen_model(
     configuration: RunConfiguration, folder: str | Path | None = None, data: str | Path | None = None
 ) -> Seen:
-    """The model of a run at its best checkpoint, with about `measured_sequences` validation sequences.
+    """Return the model of a run at its best checkpoint, with about `measured_sequences` validation sequences.
 
     folder: where `qkrepro train` worked (a committed record holds no weights); None gives the model at update 0.
     data: where WikiText-2 lies. Raises RunError when the folder has no weights, CorpusError for the corpus.
@@ -67,7 +67,7 @@ def seen_model(
     if folder is not None:
         weights = Path(folder) / BEST
         if not weights.is_file():
-            raise RunError(f"{weights} is not there; allowed: the folder in which a run was trained")
+            raise RunError(f"{weights} is missing: it stands in the folder in which a run was trained")
         model.load_state_dict(safetensors.torch.load_file(weights))
     blocks = cut(corpus.valid, configuration.length, configuration.measured_sequences * configuration.length)
     return Seen(model, blocks[0].inputs)
@@ -75,18 +75,21 @@ def seen_model(
 
 @torch.no_grad()
 def head_tokens(seen: Seen) -> Tensor:
-    """What the first layer's query and key projections see: float64, (sequences, T, d_model)."""
+    """Return what the first layer's query and key projections see: float64, (sequences, T, d_model)."""
     return seen.model.eval().trace(seen.tokens)[0].inputs.double()  # without dropout
 
 
 def walk_like(x: Tensor, generator: Generator, sequences: int | None = None) -> Tensor:
-    """Random walks of the length and the increments' covariance of x, as many as x or `sequences`: (n, T, d)."""
+    """Draw random walks of the length and the increments' covariance of x, as many as x or `sequences`.
+
+    They are (n, T, d).
+    """
     number = len(x) if sequences is None else sequences
     return random_walk(x.shape[1], x.shape[2], cov=increment_covariance(x.double()), batch=number, generator=generator)
 
 
 def increment_correlation(x: Tensor, lags: Sequence[int]) -> Tensor:
-    """Correlation E ε_tᵀε_{t+k} / tr Σ of the increments, about their mean, at each lag k: float64, (lags,).
+    """Return the correlation E ε_tᵀε_{t+k} / tr Σ of the increments, about their mean, at each lag k: float64, (lags,).
 
     0 at every lag for a walk; −½ at lag 1 and 0 beyond for independent tokens. Raises ArgumentError for a lag < 1.
     """
@@ -99,36 +102,43 @@ def increment_correlation(x: Tensor, lags: Sequence[int]) -> Tensor:
 
 
 def variance_growth(x: Tensor) -> Tensor:
-    """Variance of the token at each location, about the mean token of that location, over tr Σ: float64, (T,).
+    """Return the variance of the token at each location, about the mean token of that location, over tr Σ.
+
+    It is float64, (T,).
 
     t for a walk; ½ everywhere for independent tokens. Raises ShapeError for fewer than two sequences.
     """
     if len(x) < 2:
-        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), sequences >= 2")
+        raise ShapeError(f"tokens must have shape (sequences, T, d), sequences >= 2, got {tuple(x.shape)}")
     return x.double().var(0).sum(-1) / increment_covariance(x.double()).trace()
 
 
 def covariance_change(x: Tensor) -> float:
-    """‖Σ₁ − Σ₂‖_F / ‖Σ‖_F for the increments of the first and the second half of the sequences; 0 for a long walk."""
+    """Return ‖Σ₁ − Σ₂‖_F / ‖Σ‖_F for the increments of the first and the second half of the sequences.
+
+    It is 0 for a long walk.
+    """
     x, half = x.double(), x.shape[1] // 2
     first, second = increment_covariance(x[:, : half + 1]), increment_covariance(x[:, half:])
     return float((first - second).norm() / increment_covariance(x).norm())
 
 
 def path_share(x: Tensor) -> float:
-    """Share of tr Σ that the mean path E x_t brings, the same in all sequences; 0 for a walk. Unbiased: may be below 0.
+    """Return the share of tr Σ that the mean path E x_t brings, the same in all sequences; 0 for a walk.
+
+    The estimate is unbiased: it may be below 0.
 
     What is left comes from what differs between sequences. Raises ShapeError for fewer than two sequences.
     """
     steps = _increments(x) - _increments(x).mean((0, 1))  # (sequences, T − 1, d)
     if len(x) < 2:
-        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), sequences >= 2")
+        raise ShapeError(f"tokens must have shape (sequences, T, d), sequences >= 2, got {tuple(x.shape)}")
     noise = steps.var(0).sum(-1) / len(x)  # (T − 1,), variance of the mean step
     return float((steps.mean(0).square().sum(-1) - noise).mean() / steps.square().sum(-1).mean())
 
 
 def walk_checks(x: Tensor) -> dict[str, float]:
-    """Five numbers that tell a walk, here with its values, from independent tokens.
+    """Return five numbers that tell a walk, here with its values, from independent tokens.
 
     neighbours: `increment_correlation` at lag 1 (0; independent −½). growth: `variance_growth` of the last token over T
     (1; independent 1/2T). halves: `covariance_change` (near 0 for both). path: `path_share` (0 for both; not so where
@@ -146,7 +156,10 @@ def walk_checks(x: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def last_query_logits(head: QKWeights, x: Tensor) -> Tensor:
-    """Logits of the last query over all keys, divided by √d_head, biases included: float64, (sequences, T)."""
+    """Return the logits of the last query over all keys, divided by √d_head, biases included.
+
+    They are float64, (sequences, T).
+    """
     w_q, w_k, b_q, b_k = (part.double() for part in (head.w_q, head.w_k, head.b_q, head.b_k))
     query = x[:, -1].double() @ w_q.T + b_q  # (sequences, d_head)
     keys = x.double() @ w_k.T + b_k  # (sequences, T, d_head)
@@ -155,12 +168,18 @@ def last_query_logits(head: QKWeights, x: Tensor) -> Tensor:
 
 
 def open_share(logits: Tensor) -> Tensor:
-    """Share of sequences in which the linearised softmax does not clip the key: logits (sequences, T) to (T,)."""
+    """Return the share of sequences in which the linearised softmax does not clip the key.
+
+    logits: (sequences, T). Returns (T,).
+    """
     return (saturation(logits) == 0).double().mean(0)
 
 
 def normal_share(logits: Tensor) -> Tensor:
-    """The same share if each key's centred logit were normal with the mean and variance it has: (T,), float64."""
+    """Return the same share if each key's centred logit were normal with the mean and variance it has.
+
+    It is float64, (T,).
+    """
     centred = logits.double() - logits.double().mean(-1, keepdim=True)  # (sequences, T)
     mean, deviation = centred.mean(0), centred.std(0)
     upper, lower = (logits.shape[-1] - 1 - mean) / deviation, (-1 - mean) / deviation
@@ -169,7 +188,7 @@ def normal_share(logits: Tensor) -> Tensor:
 
 
 def profile_laws(seen: Seen, generator: Generator, draws: int) -> pd.DataFrame:
-    """The profile of the first head's last query as measured, and as four laws of the tokens predict it.
+    """Return the profile of the first head's last query as measured, and as four laws of the tokens predict it.
 
     "prediction": the walk by the normal form at finite length, as runs record it. "drawn walk": `draws` walks of the
     same Σ. "normal": `normal_share`, no walk. "shuffled": the model's tokens after the words of all sequences have
@@ -191,14 +210,17 @@ def profile_laws(seen: Seen, generator: Generator, draws: int) -> pd.DataFrame:
 
 
 def law_distances(laws: pd.DataFrame) -> dict[str, float]:
-    """Total variation between the measured profile and each of LAWS, by law. laws: as `profile_laws` gives them."""
+    """Return the total variation between the measured profile and each of LAWS, by law.
+
+    laws: as `profile_laws` gives them.
+    """
     shares = {law: part["share"].to_numpy() for law, part in laws.groupby("law", sort=False)}
     return {law: total_variation(shares[law], shares[MEASURED]) for law in LAWS}
 
 
 def _increments(x: Tensor) -> Tensor:
     if x.ndim != 3 or x.shape[1] < 3:
-        raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), T >= 3")
+        raise ShapeError(f"tokens must have shape (sequences, T, d), T >= 3, got {tuple(x.shape)}")
     return x.double().diff(dim=1)
 
 
@@ -218,7 +240,7 @@ def model_walk_tables(
     draws: int = DRAWS,
     bins: int = BINS,
 ) -> WalkTables:
-    """Walk checks of one run's model at update 0 and at its best checkpoint, and the profiles of the latter.
+    """Return the walk checks of one run's model at update 0 and at its best checkpoint, and the profiles of the latter.
 
     folder: where the run was trained. sequences: validation sequences that are looked at. draws: walks. Random numbers
     come from one fixed seed. Raises as `walk_checks.seen_model` does.
@@ -270,7 +292,7 @@ def write_walk_records(
 def walk_curves(
     configuration: RunConfiguration, folder: str | Path, lags: Sequence[int], *, sequences: int = SEQUENCES
 ) -> pd.DataFrame:
-    """Increments and variance of one run's tokens at the start and trained, and of a walk like the latter.
+    """Return the increments and variance of one run's tokens at the start and trained, and of a walk like the latter.
 
     Returns tokens ("start", "trained", "walk"), curve ("correlation": `increment_correlation` at each lag, "variance":
     `variance_growth` at each location), place (the lag, the number of the token), value. Arguments and errors as in
@@ -311,12 +333,12 @@ def live_walks(
 
 
 def walk_folder(sweep: str | Path) -> Path:
-    """Where the tables of a sweep file lie."""
+    """Return where the tables of a sweep file lie."""
     return Path(sweep).parent / "walk" / Path(sweep).stem
 
 
 def read_walk_records(sweep: str | Path) -> WalkTables:
-    """The tables of a sweep file; empty ones when they were not written. Raises RunError for a damaged file."""
+    """Return the tables of a sweep file; empty ones when they were not written. Raises RunError for a damaged file."""
     columns = (["moment", "quantity", "tokens", "walk"], ["law", "location", "share"])
     tables = []
     for name, own in zip(FILES, columns, strict=True):
@@ -326,6 +348,6 @@ def read_walk_records(sweep: str | Path) -> WalkTables:
         except (ValueError, OSError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
         if list(table.columns) != expected:
-            raise RunError(f"{path} is damaged: its columns are {list(table.columns)}; allowed: {expected}")
+            raise RunError(f"{path} is damaged: its columns must be {expected}, got {list(table.columns)}")
         tables.append(table)
     return WalkTables(*tables)

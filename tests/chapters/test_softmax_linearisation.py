@@ -69,17 +69,17 @@ def test_moved_key_leaves_the_linear_range_at_the_two_thresholds():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gaussian_clipping(torch.tensor([0.0]), 4), "spread is 0.0"),
-        (lambda: gaussian_clipping(torch.tensor([1.0]), 1), "length is 1"),
+        (lambda: gaussian_clipping(torch.tensor([0.0]), 4), "spread must be finite and > 0, got 0.0"),
+        (lambda: gaussian_clipping(torch.tensor([1.0]), 1), "length must be an integer >= 2, got 1"),
         (
             lambda: linearisation_draws([-1.0], length=4, temperature=1.0, draws=2, generator=seeded()),
-            "spreads is -1.0; allowed: a finite number and > 0",
+            "spreads must be finite and > 0",
         ),
         (
             lambda: linearisation_draws([1.0], length=4, temperature=1.0, draws=0, generator=seeded()),
-            "draws is 0",
+            "draws must be an integer >= 1, got 0",
         ),
-        (lambda: moved_logit(torch.ones(3), length=1), "length is 1"),
+        (lambda: moved_logit(torch.ones(3), length=1), "length must be an integer >= 2, got 1"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(call, message):

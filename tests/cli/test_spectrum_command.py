@@ -103,18 +103,22 @@ def test_the_figure_is_written_whole(run: Run, model: Path, tmp_path: Path) -> N
 
 BAD: dict[str, list[str]] = {
     "model is '/no/such/model'; no such file or folder": ["/no/such/model"],
-    "layers is '3-1'; allowed: ranges that grow": ["MODEL", "--layers", "3-1"],
-    "layers is 'a'; allowed: numbers": ["MODEL", "--layers", "a"],
-    "layers holds 3; allowed: 0 to 2": ["MODEL", "--layers", "0-3"],
-    "distance is '1,x'; allowed: numbers": ["MODEL", "--distance", "1,x"],
-    "distance is 8; allowed: 0": ["MODEL", "--distance", "8"],
-    "distance is -1.0; allowed: numbers >= 0": ["MODEL", "--distance", "-1"],
-    "format is 'xml'; allowed: table, csv, json, parquet": ["MODEL", "--format", "xml"],
-    "format is 'parquet' and out is not given": ["MODEL", "--format", "parquet"],
-    "plot is 'a.gif'; allowed": ["MODEL", "--plot", "a.gif"],
-    "plot is given with moments-only": ["MODEL", "--plot", "a.png", "--moments-only"],
-    "out is '/no/such/folder/t.csv'; allowed": ["MODEL", "--out", "/no/such/folder/t.csv"],
-    "draws is 1; allowed": ["MODEL", "--draws", "1"],
+    "layers must be ranges that grow": ["MODEL", "--layers", "3-1"],
+    "layers must be numbers": ["MODEL", "--layers", "a"],
+    "layers must be 0 to 2": ["MODEL", "--layers", "0-3"],
+    "distance must be numbers": ["MODEL", "--distance", "1,x"],
+    "distance must be 0": ["MODEL", "--distance", "8"],
+    "distance must be >= 0 tokens, got -1.0": ["MODEL", "--distance", "-1"],
+    "format must be one of table, csv, json, parquet": ["MODEL", "--format", "xml"],
+    "out must be given with format 'parquet'": ["MODEL", "--format", "parquet"],
+    "plot must be a file that ends in .png, .svg, .pdf, got 'a.gif'": ["MODEL", "--plot", "a.gif"],
+    "plot must not be given with moments-only": ["MODEL", "--plot", "a.png", "--moments-only"],
+    "out must be a file in a folder that exists, got '/no/such/folder/t.csv'": [
+        "MODEL",
+        "--out",
+        "/no/such/folder/t.csv",
+    ],
+    "draws must be an integer >= 2, got 1": ["MODEL", "--draws", "1"],
     "text is '/no/such/text'; it cannot be read": ["MODEL", "--text", "/no/such/text"],
     "header claims": ["DAMAGED"],
 }
@@ -145,7 +149,7 @@ def test_ranges_of_layers_are_understood(text: str, layers: list[int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "-", "1-", "-2", "0-99999999", "1,,2", "²"])
 def test_other_text_is_no_range_of_layers(text: str) -> None:
-    with pytest.raises(ArgumentError, match="layers is"):
+    with pytest.raises(ArgumentError, match="layers must"):
         parse_layers(text)
 
 

@@ -91,14 +91,14 @@ def test_a_run_on_the_synthetic_corpus_needs_no_data_and_names_a_word_that_it_do
     text.write_text(" ".join(words[number % 7] for number in range(40)))
     assert set(increment_covariances(run, text)) == {("", 0), ("", 1)}
     text.write_text(f"{words[0]} nobody")
-    with pytest.raises(ArgumentError, match="text holds 'nobody'"):
+    with pytest.raises(ArgumentError, match=r"text must hold words of .*, got 'nobody'"):
         increment_covariances(run, text)
 
 
 def test_lines_end_and_unknown_words_become_one_word() -> None:
     windows = text_windows("a b\n\nc a\n", ["<eos>", "a", "b", "<unk>"], longest=4)
     assert [window.tolist() for window in windows] == [[[1, 2, 0, 0]], [[3, 1, 0]]]
-    with pytest.raises(ArgumentError, match="fewer than two tokens"):
+    with pytest.raises(ArgumentError, match="at least two tokens"):
         text_windows("a", ["a"], longest=4)
 
 

@@ -106,16 +106,16 @@ def test_check_names_what_is_stale_and_runs_nothing(book: Path) -> None:
 
 
 def test_unknown_names_are_refused_with_what_is_allowed(book: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"notebook is 'two'; allowed: one"):
+    with pytest.raises(ArgumentError, match=r"notebook must be one of one"):
         find_chapters(book, ["two"], "quick")
-    with pytest.raises(ArgumentError, match=r"profile is 'fast'; allowed: quick, smoke"):
+    with pytest.raises(ArgumentError, match=r"profile must be one of quick, smoke"):
         find_chapters(book, [], "fast")
 
 
 def test_a_profile_names_only_parameters_that_the_notebook_has(book: Path) -> None:
     (book / "notebooks" / "profiles" / "smoke.yaml").write_text("one: {more: 1}\n", encoding="utf-8")
     assert find_chapters(book, [], "quick")[0].parameters["samples"] == 10
-    with pytest.raises(ArgumentError, match=r"profile smoke is 'more'; allowed: profile, samples, scale, name"):
+    with pytest.raises(ArgumentError, match=r"profile smoke must be one of profile, samples, scale, name"):
         find_chapters(book, [], "smoke")
 
 
@@ -153,7 +153,7 @@ def test_any_plain_value_survives_the_parameters_cell(values: list[object]) -> N
 @pytest.mark.parametrize("source", ["import os", "x = f()", "x, y = 1, 2"])
 def test_a_parameters_cell_holds_plain_values_only(source: str) -> None:
     notebook = new_notebook(cells=[new_code_cell(source, metadata={"tags": ["parameters"]})])
-    with pytest.raises(NotebookError, match=r"parameters cell, line 1: .*; allowed: name = plain value"):
+    with pytest.raises(NotebookError, match=r"parameters cell, line 1: must be of the form name = plain value"):
         default_parameters(notebook)
 
 
@@ -172,8 +172,8 @@ def test_outside_a_checkout_the_command_says_so(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["figures", "two"], "qkrepro: notebook is 'two'; allowed: one\n"),
-        (["figures", "--profile", "fast"], "qkrepro: profile is 'fast'; allowed: quick, smoke\n"),
+        (["figures", "two"], "qkrepro: notebook must be one of one, got 'two'\n"),
+        (["figures", "--profile", "fast"], "qkrepro: profile must be one of quick, smoke, got 'fast'\n"),
     ],
 )
 def test_the_command_refuses_in_one_line_and_exits_with_2(

@@ -197,13 +197,13 @@ def test_zero_matrix_puts_all_mass_at_zero():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"m": torch.zeros(2, 3)}, ShapeError, "m has shape"),
-        ({"m": torch.zeros(2, 3, 3)}, ShapeError, "m has shape"),
+        ({"m": torch.zeros(2, 3)}, ShapeError, "m must have shape"),
+        ({"m": torch.zeros(2, 3, 3)}, ShapeError, "m must have shape"),
         ({"m": torch.full((2, 2), torch.nan)}, ArgumentError, "non-finite"),
         ({"drift": torch.tensor([torch.inf])}, ArgumentError, "drift"),
-        ({"spread": 0.0}, ArgumentError, "spread is 0.0"),
-        ({"lower": 2.0}, ArgumentError, "lower is 2.0"),
-        ({"upper": math.nan}, ArgumentError, "upper nan"),
+        ({"spread": 0.0}, ArgumentError, "spread must .*, got 0.0"),
+        ({"lower": 2.0}, ArgumentError, "lower must .*, got 2.0"),
+        ({"upper": math.nan}, ArgumentError, "lower must be < upper, got -1.0 and nan"),
     ],
 )
 def test_bad_input_is_named(change, error, words):

@@ -168,7 +168,7 @@ def test_start_leaves_all_other_weights_as_they_were():
 
 
 def test_start_with_several_heads_is_refused():
-    with pytest.raises(ArgumentError, match="heads = 1"):
+    with pytest.raises(ArgumentError, match="heads must be 1"):
         build_model(replace(TINY, heads=2, start_mean=0.0, start_deviation=1.0), 100)
 
 
@@ -382,7 +382,7 @@ def test_run_of_another_process_is_left_alone(tmp_path):
 
 
 def test_corpus_too_short_for_a_batch_is_refused():
-    with pytest.raises(CorpusError, match="allowed: at least one batch of 64"):
+    with pytest.raises(CorpusError, match="at least one batch of 64"):
         updates_an_epoch(synthetic_corpus(tokens=1000), replace(TINY, batch=64))
 
 
@@ -400,13 +400,13 @@ def test_bad_configuration_is_refused(bad):
 
 
 def test_unknown_entry_is_refused():
-    with pytest.raises(ArgumentError, match="configuration entry is 'kapa'"):
+    with pytest.raises(ArgumentError, match=r"configuration entry must be one of .*, got 'kapa'"):
         configuration_from({"kapa": 1})
 
 
 def test_settings_are_read_as_yaml():
     assert parse_settings(["batch=8", "start_mean=0.5", "norm=pre"]) == {"batch": 8, "start_mean": 0.5, "norm": "pre"}
-    with pytest.raises(ArgumentError, match="allowed: NAME=VALUE"):
+    with pytest.raises(ArgumentError, match="must be NAME=VALUE"):
         parse_settings(["batch"])
 
 

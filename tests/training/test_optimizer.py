@@ -24,7 +24,7 @@ def test_linear_rate_rises_to_the_peak_and_would_be_zero_after_the_last_update()
 )
 def test_linear_rate_needs_an_end_after_the_warmup(bad: dict[str, object]) -> None:
     given = {"peak": 1.0, "warmup": 2, "schedule": "linear"} | bad
-    with pytest.raises(ArgumentError, match="allowed"):
+    with pytest.raises(ArgumentError, match="must"):
         learning_rate(5, **given)  # type: ignore[arg-type]
 
 

@@ -86,7 +86,7 @@ def test_folder_without_run_json_is_no_record(tmp_path):
     assert not is_recorded(tmp_path / "a")
     with pytest.raises(RunError, match="holds no finished record"):
         read_records(tmp_path)
-    with pytest.raises(RunError, match=r"no finished record; allowed: a folder with .*run\.json"):
+    with pytest.raises(RunError, match=r"no finished record, which has .*run\.json"):
         copy_record(tmp_path / "a", tmp_path / "b")
 
 

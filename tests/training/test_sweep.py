@@ -86,7 +86,7 @@ def test_record_is_copied_without_checkpoints(tmp_path):
 
 def test_scheduler_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
     path = write_sweep(tmp_path, {"seed": [0]})
-    with pytest.raises(RunError, match=r"scheduler is 'nonsense://1', which does not answer"):
+    with pytest.raises(RunError, match=r"scheduler must be .*, got 'nonsense://1'"):
         run_sweep(path, runs=tmp_path / "runs", scheduler="nonsense://1", say=lambda _: None)
 
 
