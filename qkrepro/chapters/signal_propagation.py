@@ -14,7 +14,7 @@ from qkrepro.errors import ArgumentError, check_integer
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.verdicts import LOCALIZED, ROUNDING, universal_verdict, within
 from qkrepro.theory.attention import saturation
-from qkrepro.theory.propagation import localization, signal_propagation
+from qkrepro.theory.propagation import localization, signal_propagation, simulate_signal_propagation
 from qkrepro.theory.spectrum import matrix_moments, random_rotation, random_spectrum_matrix
 from qkrepro.theory.statistics import t_interval
 from qkrepro.theory.tokens import random_walk
@@ -186,12 +186,11 @@ def _profile(case: PropagationCase, locations: int, samples: int, generator: Gen
     token = torch.linspace(1, case.length, count, dtype=torch.float64).round()
     theta, moments = token / case.length, matrix_moments(case.m)
     drawn = [
-        signal_propagation(
+        simulate_signal_propagation(
             place,
             case.m,
             temperature=case.temperature,
             length=case.length,
-            method="monte-carlo",
             samples=samples,
             generator=generator,
         )

@@ -1,6 +1,5 @@
 """The claims of all chapters: their verdicts from the committed numbers, and the pages that show them."""
 
-import os
 import pkgutil
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -10,9 +9,11 @@ import pandas as pd
 
 from qkrepro import chapters
 from qkrepro.errors import ArgumentError
-from qkrepro.evidence.claims import Claim, Verdict, judge
+from qkrepro.evidence.claims import Claim, Verdict, judge, sensitivity
 from qkrepro.evidence.numbers import book_root, load_numbers, numbers_folder
+from qkrepro.files import write_atomically
 from qkrepro.publishing.notebooks import chapter_names
+from qkrepro.publishing.threshold_figures import png_of, threshold_alternative, threshold_figure
 
 STORED = "verdicts.csv"
 
@@ -84,8 +85,31 @@ def claims_page(table: pd.DataFrame, chapters_written: Sequence[str]) -> str:
         quote = f'> "{entry.quote}" (abstract, {{cite}}`bao2024self`)\n\n' if entry.quote else ""
         rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in lines.items())
         head = f"| verdict | **{row['outcome']}** |\n| --- | --- |\n"
-        parts.append(f"(claim-{entry.name})=\n### {entry.statement}\n\n{quote}{head}{rows}\n")
+        parts.append(f"(claim-{entry.name})=\n### {entry.statement}\n\n{quote}{head}{rows}\n{_threshold(entry)}")
     return "\n".join(parts)
+
+
+def write_threshold_figures(folder: Path) -> None:
+    """Draw how the verdict of each claim moves with its threshold, as PNG files in `folder`."""
+    for claim in all_claims():
+        if claim.threshold and (table := _sensitivity(claim)) is not None:
+            (folder / f"threshold-{claim.name}.png").write_bytes(png_of(threshold_figure(claim, table)))
+
+
+def _sensitivity(claim: Claim) -> pd.DataFrame | None:
+    if claim.threshold is None or not (numbers_folder() / f"{claim.chapter}.json").is_file():
+        return None
+    return sensitivity(claim, load_numbers(claim.chapter))
+
+
+def _threshold(claim: Claim) -> str:
+    """The picture of a claim's threshold in Markdown, with what it shows in words; nothing without a threshold."""
+    table = _sensitivity(claim)
+    if claim.threshold is None or table is None:
+        return ""
+    words = threshold_alternative(claim.threshold, table)
+    image = f":::{{image}} generated/threshold-{claim.name}.png\n:alt: {words}\n:width: 100%\n:class: threshold\n:::"
+    return f"\n{image}\n\n{words}\n"
 
 
 def _cell(text: str) -> str:
@@ -106,9 +130,9 @@ def changed_verdicts(table: pd.DataFrame, folder: Path | None = None) -> list[st
     if not path.is_file():
         raise ArgumentError(f"{path} is missing; write it with `qkrepro claims --write`")
     stored = pd.read_csv(path, dtype=str).set_index("claim")
-    current = table.set_index("claim")[["outcome", "because"]]
+    current = table.set_index("claim")[["outcome", "because", "holds", "of"]].astype("string")
     names = current.index.union(stored.index, sort=False)
-    same = current.reindex(names).fillna("").eq(stored.reindex(names).fillna("")).all(axis=1)
+    same = current.reindex(names).fillna("").eq(stored.reindex(names).fillna("").astype("string")).all(axis=1)
     return [str(name) for name in names[~same]]
 
 
@@ -116,13 +140,10 @@ def write_pages(folder: Path | None = None) -> list[Path]:
     """Write `claims.md`, `verdicts.md` and the stored `verdicts.csv` to `book/generated`, or to `folder`."""
     root = book_root()
     target = folder or root / "book" / "generated"
-    target.mkdir(parents=True, exist_ok=True)
     written = [path.stem for path in (root / "notebooks").glob("*.ipynb")]
     table = verdicts()
     stored = table[["claim", "outcome", "because", "holds", "of"]].to_csv(index=False, lineterminator="\n")
     pages = {"claims.md": claims_page(table, written), "verdicts.md": verdict_summary(table), STORED: stored}
     for name, text in pages.items():
-        temporary = target / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target / name)
+        write_atomically(target / name, text.encode())
     return [target / name for name in pages]
