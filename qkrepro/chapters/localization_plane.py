@@ -1,22 +1,25 @@
-"""Localization over the plane of mean and spread of a symmetric spectrum, and matrices that the plane cannot place."""
+"""Localization over the plane of mean and dispersion of a symmetric spectrum, and what the plane cannot place."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 from torch import Generator, Tensor
 
 from qkrepro.errors import check_integer, check_number
-from qkrepro.evidence.claims import Claim, Tables, Verdict
-from qkrepro.evidence.rounding import fixed
-from qkrepro.evidence.verdicts import LOCALIZED, share_verdict
+from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
+from qkrepro.evidence.style import DISPERSION_LABEL
+from qkrepro.evidence.verdicts import LOCALIZED, share_verdict, universal_verdict
 from qkrepro.theory.propagation import localization, signal_propagation, signal_propagation_limit
 from qkrepro.theory.spectrum import matrix_moments, random_spectrum_matrix
 
+BROAD = 0.1  # localization index below which a profile counts as broad
+REACH = 10.0  # |tr M|(T − 1)/λ from which an index of 0.3 is within reach: tokens at 0.4 of either side are shut out
 BOX = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2.0}
 
 
@@ -24,6 +27,7 @@ class Counterexample(NamedTuple):
     """A matrix of trace 1, by its width and moments; `m` itself where the exact law is affordable."""
 
     name: str
+    is_symmetric: bool
     dim: int
     trace_sq: float
     frobenius_sq: float
@@ -38,27 +42,27 @@ def token_grid(length: int, locations: int) -> Tensor:
 
 
 def localization_plane(
-    means: Sequence[float], spreads: Sequence[float], *, dim: int, length: int, locations: int
+    means: Sequence[float], dispersions: Sequence[float], *, dim: int, length: int, locations: int
 ) -> pd.DataFrame:
-    """Index, centre and level for symmetric M of `dim` eigenvalues, one row a cell of means × spreads.
+    """Index, centre and level for symmetric M of `dim` eigenvalues, one row a cell of means × dispersions.
 
-    means: ξ/λ, ξ = tr M. spreads: √(d σ²)/λ, σ² the variance of the eigenvalues, >= 0; √(d σ²) is the Frobenius norm of
-    M minus its mean, the book's dispersion. Columns mean_scaled, spread_scaled, dispersion (σ/|μ|, the root of the
-    book's relative variance; infinite at mean zero), effective_number (N = ξ²/η), index, centre, level. ρ by the
-    Gaussian form with the moments of the length.
+    means: ξ/λ, ξ = tr M. dispersions: √(d σ²)/λ, σ² the variance of the eigenvalues, >= 0; √(d σ²) is the Frobenius
+    norm of M minus its mean. Columns mean_scaled, dispersion, relative_spread (σ/|μ|, infinite at mean zero),
+    effective_number (N = ξ²/η), index, centre, level. ρ by the Gaussian form with the moments of the length.
     Source: book, "The localization plane", "Theory: signal propagation".
     """
     check_integer("dim", dim, at_least=1)
     theta = token_grid(length, locations)
-    cells = torch.cartesian_prod(torch.tensor(means).double(), torch.tensor(spreads).double())  # (cells, 2)
-    mean, spread = cells[:, 0], cells[:, 1]
-    eta = mean.square() / dim + spread.square()  # tr M² = d μ² + d σ²
+    grid = [torch.tensor(values, dtype=torch.float64) for values in (means, dispersions)]
+    cells = torch.cartesian_prod(*grid)  # (cells, 2)
+    mean, dispersion = cells[:, 0], cells[:, 1]
+    eta = mean.square() / dim + dispersion.square()  # tr M² = d μ² + d σ²
     found = localization(theta, signal_propagation_limit(theta, mean, eta, length=length))
     return pd.DataFrame(
         {
             "mean_scaled": mean,
-            "spread_scaled": spread,
-            "dispersion": dim**0.5 * spread / mean.abs(),
+            "dispersion": dispersion,
+            "relative_spread": dim**0.5 * dispersion / mean.abs(),
             "effective_number": mean.square() / eta,
             "index": found.index,
             "centre": found.centre,
@@ -67,28 +71,54 @@ def localization_plane(
     )
 
 
+def falling_columns(
+    sizes: Sequence[float],
+    *,
+    least_relative: float,
+    most: float,
+    steps: int,
+    dim: int,
+    length: int,
+    locations: int,
+) -> pd.DataFrame:
+    """Cells of the plane at fixed means of both signs, from hardly any dispersion on: how the index falls.
+
+    sizes: |ξ|/λ > 0. The dispersion runs from `least_relative` |ξ| to `most` λ in geometric steps, so that the first
+    cell is concentrated however small the mean is. Returns the columns of `localization_plane` and reach,
+    |ξ|(T − 1)/λ: below 2 every token passes while the spectrum is concentrated.
+    """
+    tables = []
+    for mean in (sign * size for size in sizes for sign in (1.0, -1.0)):
+        check_number("sizes", abs(mean), above=0)
+        dispersions = np.geomspace(least_relative * abs(mean), most, steps).tolist()
+        found = localization_plane([mean], dispersions, dim=dim, length=length, locations=locations)
+        tables.append(found.assign(reach=abs(mean) * (length - 1)))
+    return pd.concat(tables, ignore_index=True)
+
+
 def counterexamples(
     *, wide_dim: int, wide_ratio: float, narrow_dim: int, dim: int, non_normality: float, generator: Generator
 ) -> list[Counterexample]:
-    """Four matrices of trace 1: dispersed but wide, concentrated but narrow, equal eigenvalues without and with more.
+    """Five matrices of trace 1; the last three have one dimension, the first two compare dimensions.
 
-    wide: symmetric, σ²/μ² = `wide_ratio`, `wide_dim` eigenvalues. narrow: I/narrow_dim. normal: I/dim. not normal:
-    I/dim plus a strictly triangular part of Frobenius norm `non_normality`, all eigenvalues still 1/dim.
+    wide: symmetric, σ²/μ² = `wide_ratio`, `wide_dim` eigenvalues. narrow: I/narrow_dim. At `dim`: I/dim; symmetric with
+    σ²/μ² = `wide_ratio`; I/dim plus a strictly triangular part of norm `non_normality`, eigenvalues still equal.
     Source: book, "Theory: signal propagation" (ours).
     """
     check_number("wide_ratio", wide_ratio, at_least=0)
     eta = (1 + wide_ratio) / wide_dim
     narrow, normal = (torch.eye(d, dtype=torch.float64) / d for d in (narrow_dim, dim))
+    spread = random_spectrum_matrix(dim, 1 / dim, wide_ratio / dim**2, generator=generator)
     triangular = random_spectrum_matrix(
         dim, 1 / dim, 0.0, symmetric=False, non_normality=non_normality, generator=generator
     )
-    named = {
-        f"equal eigenvalues, d = {narrow_dim}": narrow,
-        f"equal eigenvalues, d = {dim}": normal,
-        f"the same and a triangular part of norm {non_normality:g}": triangular,
-    }
-    wide = Counterexample(f"variance {wide_ratio:g} squared means, d = {wide_dim}", wide_dim, eta, eta, None)
-    return [wide, *(_with_matrix(name, m) for name, m in named.items())]
+    return [
+        Counterexample(f"σ²/μ² = {wide_ratio:g}, d = {wide_dim}", True, wide_dim, eta, eta, None),
+        _with_matrix(f"equal eigenvalues, d = {narrow_dim}", narrow, is_symmetric=True),
+        _with_matrix(f"equal eigenvalues, d = {dim}", normal, is_symmetric=True),
+        _with_matrix(f"σ²/μ² = {wide_ratio:g}, d = {dim}", spread, is_symmetric=True),
+        _with_matrix(f"equal, not symmetric, d = {dim}", triangular, is_symmetric=False),
+    ]
 
 
 def counterexample_profiles(examples: Sequence[Counterexample], *, length: int, locations: int) -> pd.DataFrame:
@@ -106,7 +136,7 @@ def counterexample_profiles(examples: Sequence[Counterexample], *, length: int, 
 
 
 def counterexample_table(examples: Sequence[Counterexample], profiles: pd.DataFrame) -> pd.DataFrame:
-    """One row a matrix: name, relative_variance (σ²/μ² over all eigenvalues), effective_number, index, centre, level.
+    """One row a matrix: name, dim, symmetric, relative_variance (σ²/μ² of all eigenvalues), index, centre, level.
 
     effective_number is ξ²/‖M‖_F². gaussian_index is the index of the Gaussian limit. The relative variance comes from
     tr M², which rounding leaves within 1e-9 of 0.
@@ -120,6 +150,8 @@ def counterexample_table(examples: Sequence[Counterexample], profiles: pd.DataFr
         rows.append(
             {
                 "name": example.name,
+                "dim": example.dim,
+                "symmetric": example.is_symmetric,
                 "relative_variance": max(round(example.dim * example.trace_sq - 1, 9), 0.0),
                 "effective_number": 1 / example.frobenius_sq,
                 "index": float(found.index),
@@ -131,9 +163,9 @@ def counterexample_table(examples: Sequence[Counterexample], profiles: pd.DataFr
     return pd.DataFrame(rows)
 
 
-def _with_matrix(name: str, m: Tensor) -> Counterexample:
+def _with_matrix(name: str, m: Tensor, *, is_symmetric: bool) -> Counterexample:
     moments = matrix_moments(m)
-    return Counterexample(name, len(m), float(moments.trace_sq), float(moments.frobenius_sq), m)
+    return Counterexample(name, is_symmetric, len(m), float(moments.trace_sq), float(moments.frobenius_sq), m)
 
 
 def plane_check(
@@ -141,12 +173,12 @@ def plane_check(
 ) -> pd.DataFrame:
     """The Gaussian form of the plane against the exact law of a random symmetric spectrum, one row a cell.
 
-    cells: pairs (mean_scaled, spread_scaled). Columns those two, index, exact_index, largest_error (of ρ).
+    cells: pairs (mean_scaled, dispersion). Columns those two, index, exact_index, largest_error (of ρ).
     """
     theta = token_grid(length, locations)
     rows = []
-    for mean, spread in cells:
-        m = random_spectrum_matrix(dim, mean / dim, spread**2 / dim, generator=generator)
+    for mean, dispersion in cells:
+        m = random_spectrum_matrix(dim, mean / dim, dispersion**2 / dim, generator=generator)
         gauss, exact = (
             signal_propagation(theta, m, length=length),
             signal_propagation(theta, m, length=length, method="exact"),
@@ -154,7 +186,7 @@ def plane_check(
         rows.append(
             {
                 "mean_scaled": mean,
-                "spread_scaled": spread,
+                "dispersion": dispersion,
                 "index": float(localization(theta, gauss).index),
                 "exact_index": float(localization(theta, exact).index),
                 "largest_error": float((gauss - exact).abs().max()),
@@ -163,38 +195,59 @@ def plane_check(
     return pd.DataFrame(rows)
 
 
-def variance_localizes(tables: Tables) -> Verdict:
-    """Table plane: mean_scaled (tr M over temperature), dispersion (σ/|μ|), index; symmetric M, one row a cell."""
-    plane = tables["plane"].query("mean_scaled != 0").dropna(subset=["index"])
-    holds, weakest, least = [], -1.0, 1.0
-    for _, column in plane.groupby("mean_scaled"):
-        correlation = float(stats.spearmanr(column["dispersion"], column["index"]).statistic)
-        concentrated = float(column["index"].to_numpy()[column["dispersion"].argmin()])
-        holds.append(correlation <= -0.9 and concentrated >= LOCALIZED)
-        weakest, least = max(weakest, correlation), min(least, concentrated)
+def variance_localizes(tables: Tables, localized: float = LOCALIZED) -> Verdict:
+    """Table columns: mean_scaled (tr M/λ), dispersion (√(dσ²)/λ), reach (|tr M|(T − 1)/λ), index, one row a cell.
+
+    localized: index from which a profile counts as localized at the least dispersion.
+    """
+    table = tables["columns"].dropna(subset=["index"])
+    judged = table[table["reach"] >= REACH]
+    ends = judged.groupby("mean_scaled")["index"].agg(["first", "last", _largest_rise])
+    # a concentrated spectrum has to localize, a dispersed one must not, and what has fallen may only ripple
+    fails = (ends["first"] < localized) | (ends["last"] >= BROAD) | (ends["_largest_rise"] >= BROAD)
     because = (
-        f"holds at {sum(holds)} of {len(holds)} means; rank correlation of index with dispersion at most "
-        f"{weakest:.2f}, index of the most concentrated spectrum at least {least:.2f}"
+        f"from at least {ends['first'].min():.2f} to at most {ends['last'].max():.2f} at {int((~fails).sum())} of "
+        f"{len(fails)} means; it never rises again by more than {ends['_largest_rise'].max():.3f}"
     )
-    return share_verdict(holds, because)
+    if ends.empty or judged.groupby("mean_scaled").size().min() < 3 or judged["mean_scaled"].nunique() < 2:
+        return universal_verdict([], because)
+    verdict = share_verdict([not fail for fail in fails], because)
+    is_covered = (judged["mean_scaled"] > 0).any() and (judged["mean_scaled"] < 0).any()
+    return verdict if is_covered or verdict.outcome != "reproduced" else verdict._replace(outcome="inconclusive")
 
 
-def variance_decides(tables: Tables) -> Verdict:
-    """Table counterexamples: name, relative_variance (variance over squared mean), index, one row a matrix."""
-    table = tables["counterexamples"].sort_values("relative_variance")
-    pairs = [
-        (low, high)
-        for (_, low), (_, high) in ((a, b) for a in table.iterrows() for b in table.iterrows())
-        if low["relative_variance"] < high["relative_variance"] and high["index"] > low["index"] + 0.1
+def _largest_rise(index: pd.Series) -> float:
+    """How far the index rises above the lowest value before."""
+    return float((index - index.cummin()).max())
+
+
+def variance_decides(tables: Tables, margin: float = 0.1) -> Verdict:
+    """Table counterexamples: name, dim, symmetric, relative_variance (σ²/μ²), index, one row a matrix of equal trace.
+
+    Only matrices of one dimension are compared: what differs in dimension differs in more than its variance.
+    margin: difference of two indices up to which they count as equal.
+    """
+    table = tables["counterexamples"]
+    pairs = [(a, b) for a, b in combinations(table.to_dict("records"), 2) if a["dim"] == b["dim"]]
+    ordered = [sorted(pair, key=lambda row: row["relative_variance"]) for pair in pairs]
+    holds = [_agrees(low, high, margin) for low, high in ordered]
+    told = [
+        f"{low['name']} has index {low['index']:.2f}, {high['name']} has {high['index']:.2f}"
+        for (low, high), good in zip(ordered, holds, strict=True)
+        if not good
     ]
-    if not pairs:
-        return Verdict("reproduced", f"no counterexample among {len(table)} matrices")
-    low, high = max(pairs, key=lambda pair: pair[1]["index"] - pair[0]["index"])
-    because = (
-        f"{len(pairs)} counterexamples; widest: {high['name']} (relative variance {fixed(high['relative_variance'])}) "
-        f"has index {high['index']:.2f}, {low['name']} ({fixed(low['relative_variance'])}) has {low['index']:.2f}"
-    )
-    return Verdict("not reproduced", because)
+    because = f"of {len(holds)} pairs of one dimension {holds.count(False)} contradict it"
+    because += f": {'; '.join(told)}" if told else ""
+    verdict = universal_verdict([*holds], because)
+    is_tested = {row["symmetric"] for pair in pairs for row in pair} == {True, False}
+    return verdict if is_tested or verdict.outcome != "reproduced" else verdict._replace(outcome="inconclusive")
+
+
+def _agrees(low: Mapping[Hashable, Any], high: Mapping[Hashable, Any], margin: float) -> bool:
+    """Whether equal relative variances go with equal indices, and a larger variance not with a larger index."""
+    gap = float(high["index"] - low["index"])
+    is_equal = high["relative_variance"] - low["relative_variance"] <= 1e-6
+    return bool(abs(gap) <= margin if is_equal else gap <= margin)
 
 
 def plot_plane(
@@ -207,12 +260,12 @@ def plot_plane(
     contour: float,
     limits: tuple[float, float] = (0, 1),
 ) -> None:
-    """One measure over the plane of tr M and spread, with the line where the localization index is `contour`.
+    """One measure over the plane of tr M and dispersion, with the line where the localization index is `contour`.
 
     plane: of `localization_plane.localization_plane`. Dashed lines: tr M = ±2λ, beyond which the focus is in the middle
     of a half. column: index, centre or level, on a colour scale from limits[0] to limits[1].
     """
-    grid, index = (plane.pivot(index="spread_scaled", columns="mean_scaled", values=name) for name in (column, "index"))
+    grid, index = (plane.pivot(index="dispersion", columns="mean_scaled", values=name) for name in (column, "index"))
     x, y = grid.columns.to_numpy(), grid.index.to_numpy()
     mesh = axis.pcolormesh(x, y, grid.to_numpy(), cmap=colours, vmin=limits[0], vmax=limits[1], shading="nearest")
     colorbar = axis.figure.colorbar(mesh, ax=axis, location="top", shrink=0.9)
@@ -220,30 +273,28 @@ def plot_plane(
     axis.contour(x, y, index.to_numpy(), levels=[contour], colors="black", linewidths=1.4)
     for boundary in (-2, 2):
         axis.axvline(boundary, color="white", linestyle="--", linewidth=1.2)
-    axis.set(yscale="log", xlabel="tr M / λ", ylabel="√(d σ²) / λ")
+    axis.set(yscale="log", xlabel="tr M / λ", ylabel=DISPERSION_LABEL)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.label_outer()
 
 
 def mark_regimes(axis: Axes, places: Mapping[str, tuple[float, float]]) -> None:
     """Write the name of each regime at its place (tr M / λ, √(d σ²) / λ)."""
-    for name, (mean, spread) in places.items():
-        axis.text(mean, spread, name, ha="center", va="center", fontsize="small", bbox=BOX)
+    for name, (mean, dispersion) in places.items():
+        axis.text(mean, dispersion, name, ha="center", va="center", fontsize="small", bbox=BOX)
 
 
 def plot_counterexamples(
-    profiles: pd.DataFrame, table: pd.DataFrame, pairs: Sequence[Sequence[str]], axes: Sequence[Axes]
+    profiles: pd.DataFrame, table: pd.DataFrame, panels: Mapping[str, Sequence[str]], axes: Sequence[Axes]
 ) -> None:
-    """One panel a group of names: ρ_θ of each matrix, with its relative variance and its localization index."""
-    rows = table.set_index("name")
-    for axis, names in zip(axes, pairs, strict=True):
+    """One panel a title: ρ_θ of each matrix named there, with its localization index L in the legend below."""
+    index = table.set_index("name")["index"]
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
         for name in names:
             curve = profiles[profiles["name"] == name]
-            row = rows.loc[name]
-            label = f"{name}:\nσ²/μ² = {row['relative_variance']:.3g}, L = {row['index']:.2f}"
-            axis.plot(curve["theta"], curve["rho"], linewidth=1.8, label=label)
-        axis.set(xlabel="location θ = i/T", ylim=(-0.04, 1.55), xlim=(0, 1.02), yticks=[0, 0.25, 0.5, 0.75, 1])
-        axis.legend(loc="upper left")
+            axis.plot(curve["theta"], curve["rho"], linewidth=1.8, label=f"{name}: L = {index[name]:.2f}")
+        axis.set(title=title, xlabel="location θ = i/T", ylim=(-0.04, 1.04), xlim=(0, 1.02))
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
         axis.label_outer()
     axes[0].set_ylabel("ρ, share not saturated")
 
@@ -253,29 +304,45 @@ CLAIMS = (
         name="variance-localizes",
         chapter="localization_plane",
         provenance="paper",
-        statement="A small eigenspectrum variance leads attention to be localized.",
-        rule=(
-            "For symmetric spectra and each non-zero mean: the localization index falls with dispersion (rank "
-            "correlation at most −0.9) and is at least 0.3 at the least dispersion."
+        statement=(
+            "A small eigenspectrum variance leads attention to be localized; here for symmetric spectra of either sign "
+            "whose mean is not too small for the length, |tr M|(T − 1) ≥ 10λ, on random walks and for the linearised "
+            "softmax."
         ),
-        refuted_by="a mean at which concentration does not localize",
-        tables=("plane",),
+        rule=(
+            "At each mean the localization index is at least 0.3 where the dispersion √(dσ²)/λ is a hundredth of the "
+            "mean, less than 0.1 at the greatest dispersion, and in between never rises by 0.1 or more. Partly when "
+            "this holds at some means only, inconclusive with one sign only."
+        ),
+        refuted_by="no mean at which it holds",
+        tables=("columns",),
         judge=variance_localizes,
         quote="a small eigenspectrum variance leads attention to be localized",
         figure="fig-plane",
+        threshold=Threshold(
+            "localization index at the least dispersion", LOCALIZED, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), variance_localizes
+        ),
     ),
     Claim(
         name="eigenvalue-variance-decides",
         chapter="localization_plane",
         provenance="ours",
-        statement="The quick reading: eigenvalue variance alone decides whether attention localizes.",
-        rule=(
-            "Not reproduced when some matrix of larger relative variance has a localization index larger by 0.1 "
-            "or more than one of smaller relative variance."
+        statement=(
+            "The quick reading: at equal dimension and trace the eigenvalue variance alone decides whether attention "
+            "localizes, symmetric or not."
         ),
-        refuted_by="one such pair",
+        rule=(
+            "Of two matrices of one dimension and trace, equal relative variances give indices that differ by at most "
+            "0.1, and the larger variance has no index that is larger by more. Inconclusive while no matrix that is "
+            "not symmetric is among them."
+        ),
+        refuted_by="one pair that does not agree",
         tables=("counterexamples",),
         judge=variance_decides,
         figure="fig-caveats",
+        threshold=Threshold(
+            "difference of two localization indices", 0.1, (0.05, 0.1, 0.2, 0.3, 0.4, 0.5), variance_decides
+        ),
     ),
 )
+READS = ()

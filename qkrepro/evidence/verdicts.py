@@ -28,3 +28,18 @@ def settings_verdict(holds: Mapping[str, bool]) -> Verdict:
     failing = "; ".join(name for name, good in holds.items() if not good)
     because = f"holds in {sum(holds.values())} of {len(holds)} settings" + (f"; not in: {failing}" if failing else "")
     return share_verdict(list(holds.values()), because)
+
+
+def universal_verdict(holds: list[bool | None], because: str) -> Verdict:
+    """Of a claim that one case refutes: not reproduced when a case fails, inconclusive when one is open (None)."""
+    if not holds:
+        return Verdict("not run", "no data yet")
+    outcome: Outcome = "not reproduced" if False in holds else "inconclusive" if None in holds else "reproduced"
+    return Verdict(outcome, because, holds.count(True), len(holds))
+
+
+def within(low: float, high: float, least: float, most: float) -> bool | None:
+    """Whether an interval lies inside of [least, most] (True), wholly outside (False) or across an end (None)."""
+    if least <= low and high <= most:
+        return True
+    return None if low <= most and high >= least else False

@@ -1,10 +1,13 @@
 """Tables of spectra: what they say is what the matrices have."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from qkrepro.chapters.eigenspectrum import (
+    CLAIMS,
+    LIMIT,
     against_law,
     chosen_spectra,
     compare,
@@ -13,7 +16,9 @@ from qkrepro.chapters.eigenspectrum import (
     singular_values,
     xavier_moments,
 )
-from qkrepro.theory.xavier import xavier_law
+from qkrepro.evidence.claims import claim_named, judge
+from qkrepro.theory.spectrum import qk_eigenvalues
+from qkrepro.theory.xavier import xavier_law, xavier_qk
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -49,7 +54,7 @@ def test_singular_values_are_sorted_and_square_to_the_frobenius_norm():
 def test_intervals_over_draws_cover_the_law():
     law = xavier_law(32, 8)
     checks = against_law(xavier_moments(32, 8, draws=500, generator=seeded(3)), law).set_index("quantity")
-    exact = checks.drop(index="spectral norm (limit)")
+    exact = checks.drop(index=LIMIT)
     half = (exact["high"] - exact["low"]) / 2
     assert bool(((exact["estimate"] - exact["law"]).abs() <= 2 * half).all())  # four standard errors
 
@@ -57,3 +62,44 @@ def test_intervals_over_draws_cover_the_law():
 def test_histogram_of_radii_integrates_to_one_when_all_bins_are_counted():
     table = radius_histogram([xavier_law(64, 32)], bins=12, count=320, generator=seeded(4))
     assert table["estimate"].sum() * 0.1 == pytest.approx(1.0, abs=0.02)  # a rare eigenvalue lies beyond 1.2
+
+
+def test_number_of_equal_eigenvalues_is_that_of_the_drawn_heads():
+    table = xavier_moments(16, 4, draws=3, generator=seeded(5))
+    values = qk_eigenvalues(*xavier_qk(16, 4, batch=(3,), generator=seeded(5)))  # (3, 4)
+    expected = values.sum(-1).real ** 2 / values.abs().square().sum(-1)
+    np.testing.assert_allclose(table["equal_number"], expected.numpy())
+    assert (table["equal_number"] <= 4).all()
+
+
+def checks(*ends):
+    """Moments whose law is 1, with these ends of their intervals; the last is the trace, of law 0 and scale 2."""
+    low, high = zip(*ends, strict=True)
+    n = len(ends)
+    columns = {"law": [1.0] * (n - 1) + [0.0], "scale": [1.0] * (n - 1) + [2.0], "low": low, "high": high}
+    table = pd.DataFrame({"quantity": [*map(str, range(n - 1)), "trace"], **columns})
+    limit = pd.DataFrame({"quantity": [LIMIT], "law": 1.0, "scale": 1.0, "low": 0.5, "high": 0.6})
+    return {"checks": pd.concat([table, limit], ignore_index=True)}
+
+
+def numbers(*drawn):
+    return {"xavier": pd.DataFrame({"equal_number": drawn}, dtype=float)}
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "outcome"),
+    [
+        ("xavier-spectrum", checks((0.9, 1.1), (0.95, 1.15), (-0.2, 0.3)), "reproduced"),
+        ("xavier-spectrum", checks((0.9, 1.1), (1.95, 2.15), (-0.2, 0.3)), "not reproduced"),
+        ("xavier-spectrum", checks((0.9, 1.1), (0.95, 1.15), (0.9, 1.1)), "not reproduced"),
+        ("xavier-spectrum", checks((0.1, 1.9), (0.95, 1.15), (-0.2, 0.3)), "inconclusive"),
+        ("xavier-spectrum", {"checks": checks((0.9, 1.1))["checks"].iloc[:0]}, "not run"),
+        ("xavier-starts-dispersed", numbers(0.0, 0.1, 0.2), "reproduced"),
+        ("xavier-starts-dispersed", numbers(4.0, 4.1, 3.9), "not reproduced"),
+        ("xavier-starts-dispersed", numbers(0.0, 0.2, 3.0), "inconclusive"),
+        ("xavier-starts-dispersed", numbers(0.0), "not run"),
+    ],
+)
+def test_data_decide_the_verdict(name, tables, outcome):
+    verdict = judge(claim_named(CLAIMS, name), tables)
+    assert verdict.outcome == outcome, verdict.because

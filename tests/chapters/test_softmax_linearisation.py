@@ -3,18 +3,22 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import integrate, stats
 
 from qkrepro.chapters.softmax_linearisation import (
+    CLAIMS,
     gaussian_clipping,
     linearisation_draws,
     linearisation_error,
     moved_logit,
+    peaked_rows,
     small_spread_error,
 )
 from qkrepro.errors import ArgumentError
+from qkrepro.evidence.claims import claim_named, judge
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -64,6 +68,41 @@ def test_moved_key_leaves_the_linear_range_at_the_two_thresholds():
     linear = moved_logit(offsets, length=8, temperature=2.5).query("function == 'piecewise linear'")
     np.testing.assert_allclose(linear["moved"], [0.0, (1 - 0.4 * 7 / 8) / 8, 1 / 8, 1.0], atol=1e-15)
     np.testing.assert_allclose(linear["other"].iloc[-1], 0.0, atol=1e-15)
+
+
+def test_row_with_a_peak_is_decided_by_softmax_long_before_a_key_is_clipped():
+    table = peaked_rows([0.0, 15.0, 17.0], length=16, temperature=2.5).set_index("peak")
+    assert table["unsaturated"].tolist() == [1.0, 1.0, 0.0]  # clipped from λT = 16 λ on: the peak at 1, the others at 0
+    assert table.loc[0.0, "entropy"] == pytest.approx(math.log(16))
+    weight = math.exp(15) / (math.exp(15) + 15)
+    assert table.loc[15.0, "mass"] == pytest.approx(1 - weight**2 - 15 * ((1 - weight) / 15) ** 2, rel=1e-6)
+
+
+def error(power, at_one, noise=0.01):
+    """Draws whose error is `at_one` times the spread to a power that varies by `noise` between draws."""
+    rows = [
+        {"spread": s, "draw": d, "error": at_one * s ** (power + noise * (d - 2)) * (1 + noise * (d - 2))}
+        for s in (0.01, 0.03, 0.1, 1.0)
+        for d in range(5)
+    ]
+    return {"error": pd.DataFrame(rows)}
+
+
+@pytest.mark.parametrize(
+    ("tables", "outcome"),
+    [
+        (error(2, 0.05), "reproduced"),
+        (error(2, 0.5), "partly"),
+        (error(1, 0.05), "not reproduced"),
+        (error(0, 0.05), "not reproduced"),
+        (error(2, 0.05, noise=0.4), "inconclusive"),
+        (error(2, 0.1), "inconclusive"),
+        ({"error": error(2, 0.05)["error"].query("spread < 1")}, "not run"),
+    ],
+)
+def test_data_decide_the_verdict(tables, outcome):
+    verdict = judge(claim_named(CLAIMS, "linearisation-first-order"), tables)
+    assert verdict.outcome == outcome, verdict.because
 
 
 @pytest.mark.parametrize(
