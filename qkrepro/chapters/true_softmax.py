@@ -232,7 +232,8 @@ def softmax_localizes(tables: Tables, tolerance: float = SAME_PROFILE) -> Verdic
     """
     table = tables["agreement"]
     tested = table[table["localized"] > SAME_PROFILE]
-    cases, by_law = {}, []
+    cases: dict[str, bool | None] = {}
+    by_law = []
     for tokens, group in tested.groupby("tokens", sort=False):
         found = group[["total_variation", "low", "high"]].to_numpy(float)
         apart = [above(Interval(*row), tolerance) for row in found]
@@ -283,48 +284,45 @@ def plot_cumulative(
 def plot_agreement(agreement: pd.DataFrame, tolerance: float, axes: Sequence[Axes]) -> None:
     """Total variation between both profiles: a panel a spectrum against λ, and all against the spread of the logits.
 
-    agreement: of `true_softmax.agreement_table`. Dotted: the tolerance up to which profiles count as the same.
+    agreement: of `agreement_table`. Filled: a profile is further than the tolerance from a flat one. Dotted: the
+    tolerance, up to which profiles count as the same.
     """
     markers = dict(zip(agreement["tokens"].unique(), "osD^", strict=False))
     for axis, (spectrum, group) in zip(axes, agreement.groupby("spectrum", sort=False), strict=False):
         for place, (law, rows) in enumerate(group.groupby("tokens", sort=False)):
             bars = [rows["total_variation"] - rows["low"], rows["high"] - rows["total_variation"]]
-            style = {"marker": markers[law], "color": f"C{place}", "markersize": 4, "linewidth": 1.3}
-            axis.errorbar(rows["temperature"], rows["total_variation"], yerr=bars, label=str(law), **style)
-            axes[-1].scatter(rows["spread"], rows["total_variation"], marker=markers[law], color=f"C{place}", s=16)
+            colour, marker = f"C{place}", markers[str(law)]
+            axis.errorbar(rows["temperature"], rows["total_variation"], yerr=bars, color=colour, linewidth=1.3)
+            axis.plot([], [], marker=marker, color=colour, label=str(law), markersize=4)
+            fill = [colour if localized > tolerance else "none" for localized in rows["localized"]]
+            for panel, column in ((axis, "temperature"), (axes[-1], "spread")):
+                panel.scatter(rows[column], rows["total_variation"], marker=marker, c=fill, edgecolors=colour, s=16)
         axis.set(title=str(spectrum), xlabel="temperature λ")
     for axis in axes:
-        axis.axhline(tolerance, color="0.4", linestyle=":", linewidth=1.2)
+        axis.axhline(tolerance, color="0.5", linestyle=":", linewidth=1.2)
         axis.set(xscale="log", ylim=(-0.03, 1.03))
         axis.label_outer()
     axes[-1].set(title="all settings", xlabel="spread of the logits / λ")
     axes[0].set_ylabel("total variation")
-    axes[0].legend()
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 def plot_closed_forms(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """One panel a form: simulated value with four standard errors against the predicted one, and the diagonal."""
+    """One panel a form: simulated value with its 95% interval against the predicted one, and the diagonal."""
     labels = {
-        "high temperature": "entropy deficit, in units of its scale",
-        "geometric": "entropy on a raw walk (nats)",
-        "normalised walk": "log T − entropy, normalised (nats)",
+        "high temperature": "any spectrum,\nhigh temperature",
+        "geometric": "equal eigenvalues,\nraw walk",
+        "normalised walk": "equal eigenvalues,\nnormalised walk",
     }
     for axis, (form, rows) in zip(axes, table.groupby("form", sort=False), strict=True):
         ends = [rows["predicted"].min(), rows["predicted"].max()]
         axis.plot(ends, ends, color="0.5", linestyle="--", linewidth=1)
-        for place, (_, row) in enumerate(rows.iterrows()):
-            bar = 4 * row["standard_error"]
-            axis.errorbar(
-                row["predicted"],
-                row["simulated"],
-                yerr=bar,
-                fmt="o",
-                markersize=4,
-                color=f"C{place}",
-                label=row["case"],
-            )
-        axis.set(title=labels[str(form)], xlabel="closed form", ylabel="simulated")
-        axis.legend(loc="upper left")
+        for place, row in enumerate(rows.to_dict("records")):
+            style = {"fmt": "o", "markersize": 4, "color": f"C{place}", "label": row["case"]}
+            axis.errorbar(row["predicted"], row["simulated"], yerr=TWO_SIDED * row["standard_error"], **style)
+        axis.set(title=labels[str(form)], xlabel="closed form")
+        axis.legend(loc="upper left", fontsize="x-small")
+    axes[0].set_ylabel("simulated")
 
 
 CLAIMS = (

@@ -33,7 +33,7 @@ def settings_verdict(settings: Mapping[str, bool | None], told: str = "") -> Ver
     told: what a reader should know beside the counts.
     """
     holds, fails = (sum(status is wanted for status in settings.values()) for wanted in (True, False))
-    count, some = len(settings), [name for name, status in settings.items() if status]
+    count = len(settings)
     if not count:
         return Verdict("not run", "no data yet")
     outcome: Outcome = "reproduced" if holds == count else "inconclusive"
@@ -42,8 +42,12 @@ def settings_verdict(settings: Mapping[str, bool | None], told: str = "") -> Ver
     because = (
         f"holds in {holds} of {count} settings, fails in {fails}, left open by the data in {count - holds - fails}"
     )
-    named = f"; it holds in: {'; '.join(some)}" if 0 < holds <= NAMED and holds < count else ""
-    return Verdict(outcome, because + named + (f"; {told}" if told else ""), holds, count)
+    for wanted, word in ((False, "fails"), (True, "holds")):
+        some = [name for name, status in settings.items() if status is wanted]
+        if 0 < len(some) <= NAMED and len(some) < count:
+            because += f"; it {word} in: {', '.join(f'({name})' for name in some)}"
+            break
+    return Verdict(outcome, because + (f"; {told}" if told else ""), holds, count)
 
 
 def above(interval: Interval, bar: float) -> bool | None:
