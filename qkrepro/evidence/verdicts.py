@@ -8,10 +8,12 @@ Thresholds are choices of ours.
 from collections.abc import Mapping
 
 from qkrepro.evidence.claims import Outcome, Verdict
+from qkrepro.theory.statistics import Interval
 
 HALF = 0.5  # what "prevented" means: at least half of log T for entropy, of the input's own residual for rank
 LOCALIZED = 0.3  # localization index from which a profile counts as localized: 30% of the sequence is shut out
 ROUNDING = 1e-6  # what the last bits of a processor cannot reach, and no claim is about
+NAMED = 6  # settings that a verdict lists by name, at most
 SAME_PROFILE = 0.2  # total variation up to which two profiles over the sequence count as the same
 
 
@@ -23,11 +25,44 @@ def share_verdict(holds: list[bool], because: str) -> Verdict:
     return Verdict(outcome, because, sum(holds), len(holds))
 
 
-def settings_verdict(holds: Mapping[str, bool]) -> Verdict:
-    """As `share_verdict`, over settings by name: those in which it does not hold are named."""
-    failing = "; ".join(name for name, good in holds.items() if not good)
-    because = f"holds in {sum(holds.values())} of {len(holds)} settings" + (f"; not in: {failing}" if failing else "")
-    return share_verdict(list(holds.values()), because)
+def settings_verdict(settings: Mapping[str, bool | None], told: str = "") -> Verdict:
+    """Count the settings, by name, in which a claim holds (True), fails (False) or is left open by the data (None).
+
+    Reproduced when it holds in all, partly when it holds in some and fails in others, not reproduced when it fails in
+    some and holds in none, inconclusive when it fails in none and the data leave some open, not run without settings.
+    told: what a reader should know beside the counts.
+    """
+    holds, fails = (sum(status is wanted for status in settings.values()) for wanted in (True, False))
+    count = len(settings)
+    if not count:
+        return Verdict("not run", "no data yet")
+    outcome: Outcome = "reproduced" if holds == count else "inconclusive"
+    if fails:
+        outcome = "partly" if holds else "not reproduced"
+    because = (
+        f"holds in {holds} of {count} settings, fails in {fails}, left open by the data in {count - holds - fails}"
+    )
+    for wanted, word in ((False, "fails"), (True, "holds")):
+        some = [name for name, status in settings.items() if status is wanted]
+        if 0 < len(some) <= NAMED and len(some) < count:
+            because += f"; it {word} in: {', '.join(f'({name})' for name in some)}"
+            break
+    return Verdict(outcome, because + (f"; {told}" if told else ""), holds, count)
+
+
+def above(interval: Interval, bar: float) -> bool | None:
+    """True when the whole interval lies above the bar, False when all of it lies below, None when that is open."""
+    return True if interval.low > bar else False if interval.high < bar else None
+
+
+def both(*statuses: bool | None) -> bool | None:
+    """True when all are, False when one is, None when the data leave it open."""
+    return False if False in statuses else None if None in statuses else True
+
+
+def either(*statuses: bool | None) -> bool | None:
+    """True when one is, False when all are, None when the data leave it open."""
+    return True if True in statuses else None if None in statuses else False
 
 
 def universal_verdict(holds: list[bool | None], because: str) -> Verdict:

@@ -37,6 +37,20 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(float(data.mean()), float(low), float(high))
 
 
+def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Median of independent values, (n,), with its distribution-free interval; paired differences: the sign test's.
+
+    The ends are order statistics, so that skewed values widen it and nothing is assumed of their law. NaN ends below
+    six values, which hold no 95% interval. Raises ArgumentError for no value or one that is not finite.
+    Source: textbook (binomial interval of a quantile); used wherever ratios over seeds are skewed.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or not len(data) or not np.isfinite(data).all():
+        raise ArgumentError(f"values is {data!r}; allowed: finite numbers, at least one")
+    ends: Any = stats.quantile_test(data, q=float(np.median(data)), p=0.5).confidence_interval(confidence)
+    return Interval(float(np.median(data)), float(ends.low), float(ends.high))
+
+
 def spearman_interval(
     x: ArrayLike, y: ArrayLike, *, seed: int, resamples: int = 2000, confidence: float = 0.95
 ) -> Interval:
@@ -140,6 +154,13 @@ def over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFra
 
 
 intervals = over_seeds  # over anything else that repeats: draws, prompts, heads
+
+
+def median_intervals(table: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
+    """Median over the rows of each group with its `median_interval`: columns of `by`, then estimate, low, high."""
+    groups = table.groupby(list(by), sort=False)[column]
+    rows = [dict(zip(by, keys, strict=True)) | median_interval(values)._asdict() for keys, values in groups]
+    return pd.DataFrame(rows)
 
 
 def quartiles(table: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import torch
 from torch import Generator
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-from qkrepro.chapters.both_at_once import both_at_once
 from qkrepro.errors import ArgumentError
 from qkrepro.theory.attention import attention_logits, causal_mask, softmax_attention
 from qkrepro.theory.depth import Spectrum, Stack, depth_experiment, draw_tokens, first_attention, layer_entropy
@@ -145,17 +144,6 @@ def test_identity_values_draw_every_token_to_the_first_at_least_as_fast_as_the_s
         bound *= 1 - float(attention[:, 0].min())
         assert float((x - x[0]).norm(dim=-1).max()) <= float(start) * bound + 1e-12
     assert bound < 0.5
-
-
-def test_both_at_once_pairs_the_first_attention_with_the_last_tokens():
-    both = both_at_once([CONCENTRATED, DISPERSED], SMALL, seeds=[1, 2])
-    table = depth_experiment([CONCENTRATED, DISPERSED], SMALL, seeds=[1, 2])
-    row = both[(both["seed"] == 2) & (both["dispersion"] == 16)]
-    every = at(table, DISPERSED, 1).query("seed == 2"), at(table, DISPERSED, 3).query("seed == 2")
-    assert len(both) == 4
-    assert row["setting"].item() == "3 layers"
-    assert row["entropy_ratio"].item() == every[0]["entropy_ratio"].item()
-    assert row["residual_ratio"].item() == every[1]["residual"].item() / every[1]["input_residual"].item()
 
 
 def test_tokens_follow_the_law_asked_for():

@@ -1,11 +1,19 @@
 """Intervals cover the truth as often as they say, and agree with another implementation."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from qkrepro.errors import ArgumentError
-from qkrepro.theory.statistics import spearman_interval, t_interval
+from qkrepro.theory.statistics import (
+    intervals,
+    median_interval,
+    median_intervals,
+    quartiles,
+    spearman_interval,
+    t_interval,
+)
 
 
 def test_t_interval_reaches_the_quantile_of_student_times_the_standard_error():
@@ -22,6 +30,35 @@ def test_t_interval_of_small_samples_covers_the_mean_at_its_level():
 
 def test_equal_values_give_an_interval_of_width_zero():
     assert t_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("n", [6, 10, 12])
+def test_median_interval_of_skewed_values_covers_the_median_at_least_at_its_level(n):
+    draws = np.random.default_rng(4).lognormal(sigma=2.0, size=(2000, n))
+    covered = np.mean([interval.low <= 1 <= interval.high for interval in map(median_interval, draws)])
+    assert covered > 0.95 - 4 * np.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_median_interval_ends_are_the_order_statistics_of_the_sign_test():
+    assert median_interval(np.arange(10.0)[::-1]) == (4.5, 1.0, 8.0)
+    assert stats.binomtest(1, 10).pvalue < 0.05 < stats.binomtest(2, 10).pvalue  # so the second and ninth of ten
+
+
+def test_five_values_hold_no_interval_of_the_median():
+    estimate, low, high = median_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert estimate == 3
+    assert np.isnan([low, high]).all()
+    with pytest.raises(ArgumentError, match="finite numbers, at least one"):
+        median_interval([])
+
+
+def test_tables_of_intervals_are_those_of_each_group_alone():
+    table = pd.DataFrame({"cell": ["a"] * 6 + ["b"] * 6, "value": [1.0, 2, 3, 4, 5, 6, 5, 5, 5, 5, 5, 5]})
+    found = intervals(table, ["cell"], "value").set_index("cell")
+    assert found.loc["a"].tolist() == pytest.approx(list(t_interval([1.0, 2, 3, 4, 5, 6])))
+    assert found.loc["b"].tolist() == pytest.approx([5, 5, 5])
+    assert median_intervals(table, ["cell"], "value").set_index("cell").loc["a"].tolist() == [3.5, 1, 6]
+    assert quartiles(table, ["cell"], "value").loc[0, ["low", "median", "high"]].tolist() == [2.25, 3.5, 4.75]
 
 
 def test_spearman_interval_brackets_the_population_value_and_is_seeded():
