@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.outcomes import (
-    FEWEST_SEEDS,
     MARGINS,
     TWICE,
     check_text,
@@ -29,7 +29,7 @@ from qkrepro.evidence.outcomes import (
     ratio_interval,
     weaker,
 )
-from qkrepro.evidence.paired_runs import FEWEST_KAPPAS
+from qkrepro.evidence.paired_runs import FEWEST_KAPPAS, FEWEST_SEEDS
 from qkrepro.evidence.run_figures import by_kappa, kappa_colour, kappa_label, label_empty
 from qkrepro.theory.statistics import t_interval
 from qkrepro.training.configuration import RunConfiguration
@@ -76,7 +76,9 @@ def form_ends(forms: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
     tables = [pd.DataFrame(columns=["form", "arm", *forms.columns])]
     for (scale, mean), runs in forms.assign(settings=_settings).groupby(["scale", "mean"], sort=False):
         base = plain[plain["settings"].isin(runs["settings"])]
-        both = pd.concat([base.assign(arm="baseline"), runs[runs["settings"].isin(base["settings"])].assign(arm="form")])
+        both = pd.concat(
+            [base.assign(arm="baseline"), runs[runs["settings"].isin(base["settings"])].assign(arm="form")]
+        )
         tables.append(both.drop(columns="settings").assign(form=f"{scale}, {mean}"))
     return pd.concat(tables[1:] or tables, ignore_index=True)
 
@@ -125,7 +127,7 @@ def arms_table(arms: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def updates_to(update: Sequence[float], loss: Sequence[float], level: float) -> float:
+def updates_to(update: ArrayLike, loss: ArrayLike, level: float) -> float:
     """Return after how many updates a loss first reaches a level, linear between evaluations; NaN if it never does."""
     time, value = np.asarray(update, dtype=np.float64), np.asarray(loss, dtype=np.float64)
     below = np.flatnonzero(value <= level)
@@ -209,7 +211,7 @@ def plot_arms(ends: Iterable[tuple[str, pd.DataFrame]], column: str, axis: Axes)
         if len(ratios) < FEWEST_SEEDS:
             continue
         ratio, gap = ratio_interval(ratios), t_interval(paired_values(table, column))
-        error = {"xerr": [[ratio.estimate - ratio.low], [ratio.high - ratio.estimate]]}
+        error: dict[str, Any] = {"xerr": [[ratio.estimate - ratio.low], [ratio.high - ratio.estimate]]}
         error |= {"yerr": [[gap.estimate - gap.low], [gap.high - gap.estimate]]}
         axis.errorbar([ratio.estimate], [gap.estimate], **error, fmt="o", color=f"C{number % 10}", label=name)
     axis.set(xscale="log", xlabel="$N_W$, times the baseline's")
@@ -235,7 +237,7 @@ entropy_by_margin = _difference("valid_entropy", +1, "entropy", "attention entro
 
 
 def perplexity_improves(tables: Tables) -> Verdict:
-    """Table paired: seed, arm (baseline, locater), test_loss (nats a token; its difference is that of log perplexity)."""
+    """Table paired: seed, arm (baseline, locater), test_loss (nats a token: a difference of log perplexity)."""
     return perplexity_by_margin(tables, MARGINS["log perplexity"])
 
 
@@ -247,8 +249,8 @@ def entropy_rises(tables: Tables) -> Verdict:
 def trains_faster_by_margin(tables: Tables, limit: float) -> Verdict:
     """Table pace: seed, fraction, baseline, locater (updates), reached."""
     table = tables["pace"]
-    logs = np.log(table["locater"].astype(float) / table["baseline"].astype(float)).groupby(table["seed"]).mean()
-    verdict = paired_outcome(logs.tolist(), -1, limit, "log updates")
+    logs: pd.Series = np.log(table["locater"].astype(float) / table["baseline"].astype(float))
+    verdict = paired_outcome(logs.groupby(table["seed"]).mean().tolist(), -1, limit, "log updates")
     reached = f"{int(table['reached'].sum())} of {len(table)} losses reached within the budget"
     return verdict._replace(because=f"{verdict.because}; {reached}")
 
@@ -380,8 +382,8 @@ CLAIMS = (
         provenance="reported",
         statement=f"A more concentrated spectrum improves perplexity ({FULL}; test text).",
         rule=(
-            "A test only where N_W or N_M at the end is at least twice the baseline's (geometric mean over seeds, 95% t "
-            f"interval above 1). Then: {WORDS} (0.01 of log perplexity)."
+            "A test only where N_W or N_M at the end is at least twice the baseline's (geometric mean over seeds, its "
+            f"95% t interval above 1). Then: {WORDS} (0.01 of log perplexity)."
         ),
         refuted_by=f"runs that are a test, with {WORSE}",
         tables=("paired",),
@@ -395,8 +397,8 @@ CLAIMS = (
         provenance="reported",
         statement=f"A more concentrated spectrum raises attention entropy ({FULL}; validation text).",
         rule=(
-            "A test only where N_W or N_M at the end is at least twice the baseline's (geometric mean over seeds, 95% t "
-            f"interval above 1). Then: {WORDS} (0.05 nats)."
+            "A test only where N_W or N_M at the end is at least twice the baseline's (geometric mean over seeds, its "
+            f"95% t interval above 1). Then: {WORDS} (0.05 nats)."
         ),
         refuted_by=f"runs that are a test, with {WORSE}",
         tables=("paired",),
@@ -469,8 +471,8 @@ CLAIMS = (
         chapter="locater",
         provenance="ours",
         statement=(
-            "Dose response: over κ = 0 to 0.1 with τ = 1, validation perplexity is the larger, the larger the eigenvalue "
-            "variance (reduced vocabulary, four passes, three seeds)."
+            "Dose response: over κ = 0 to 0.1 with τ = 1, validation perplexity is the larger, the larger the "
+            "eigenvalue variance (reduced vocabulary, four passes, three seeds)."
         ),
         rule=(
             "Per seed the rank correlation over κ, its mean over seeds against an exact permutation of the κ in all "

@@ -4,7 +4,6 @@ Source: book, "The eigenspectrum in training".
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -170,15 +169,18 @@ CLAIMS = (
             "seeds)."
         ),
         rule=(
-            "Ratio of N to the baseline of the same seed, geometric mean over seeds with its 95% t interval: reproduced "
-            "when for N_W or for N_M it is at least 2 and the interval lies above 1."
+            "Ratio of N to the baseline of the same seed, geometric mean over seeds with its 95% t interval: "
+            "reproduced when for N_W or for N_M it is at least 2 and the interval lies above 1."
         ),
         refuted_by="both intervals below 2; inconclusive otherwise",
         tables=("ends",),
         judge=concentrates,
         figure="fig-training-moments",
         threshold=Threshold(
-            "least ratio of N_W or N_M to the baseline's", TWICE, (1.0, 1.25, 1.5, TWICE, 3.0, 4.0), concentrates_by_ratio
+            "least ratio of N_W or N_M to the baseline's",
+            TWICE,
+            (1.0, 1.25, 1.5, TWICE, 3.0, 4.0),
+            concentrates_by_ratio,
         ),
     ),
 )

@@ -57,10 +57,8 @@ def paired_outcome(differences: Sequence[float], better: int, margin: float, nam
 def weaker(first: Outcome, second: Outcome) -> Outcome:
     """Return the word for two outcomes that a claim names together, as the plan has it for expressivity."""
     both = {first, second}
-    for word in ("not run", "not reproduced", "inconclusive", "partly"):
-        if word in both:
-            return word  # type: ignore[return-value]
-    return "reproduced"
+    order: tuple[Outcome, ...] = ("not run", "not reproduced", "inconclusive", "partly")
+    return next((word for word in order if word in both), "reproduced")
 
 
 def paired_values(ends: pd.DataFrame, column: str, *, log: bool = False) -> pd.Series:
@@ -72,8 +70,9 @@ def paired_values(ends: pd.DataFrame, column: str, *, log: bool = False) -> pd.S
     names = [name for name in wide if name != "baseline"]
     if len(names) != 1 or "baseline" not in wide:
         return pd.Series(dtype=float)
-    wide = np.log(wide) if log else wide
-    return (wide[names[0]] - wide["baseline"]).dropna()
+    arm, base = wide[names[0]], wide["baseline"]
+    found: pd.Series = np.log(arm / base) if log else arm - base
+    return found.dropna()
 
 
 def concentration_ratios(ends: pd.DataFrame) -> dict[str, list[float]]:
