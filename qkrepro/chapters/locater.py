@@ -4,7 +4,8 @@ The first runs, with τ = 1. They are judged by the words and margins of results
 where an arm did not concentrate the spectrum, it is no test of concentration. Source: book, "LocAteR".
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from itertools import permutations
 from typing import Any
@@ -30,9 +31,11 @@ from qkrepro.evidence.outcomes import (
     weaker,
 )
 from qkrepro.evidence.paired_runs import FEWEST_KAPPAS, FEWEST_SEEDS
+from qkrepro.evidence.rounding import fixed
 from qkrepro.evidence.run_figures import by_kappa, kappa_colour, kappa_label, label_empty
 from qkrepro.theory.statistics import t_interval
 from qkrepro.training.configuration import RunConfiguration
+from qkrepro.training.tables import RunTables
 
 READS = (
     "results/locater-wikitext-2*",
@@ -45,6 +48,7 @@ READS = (
 
 FRACTIONS = (0.25, 0.5, 1.0)  # of the baseline's budget, after which its losses are to be reached
 END = ("valid_loss", "valid_entropy", "residual", "cosine", "concentration", "walk_concentration")
+MARKERS = "osD^v<>pXPh"  # one an arm, beside the colour
 SIZES = ("trace", "frobenius", "walk_trace", "walk_frobenius")
 
 
@@ -67,14 +71,20 @@ def pairs(ends: pd.DataFrame, kappa: float) -> pd.DataFrame:
     return chosen.assign(arm=arm)[partners.astype(bool)].drop(columns="run").reset_index(drop=True)
 
 
-def form_ends(forms: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
+def form_ends(forms: RunTables, baselines: RunTables) -> pd.DataFrame:
     """Return each form's runs with their baselines as `ends` of their own: column `form`, "scale, mean", beside `arm`.
 
-    forms, baselines: ends joined with the configuration. A baseline counts where nothing but the regulariser differs.
+    A baseline counts where nothing but the regulariser differs.
     """
-    plain = baselines[baselines["kappa"] == 0].assign(settings=_settings).drop_duplicates("settings")
-    tables = [pd.DataFrame(columns=["form", "arm", *forms.columns])]
-    for (scale, mean), runs in forms.assign(settings=_settings).groupby(["scale", "mean"], sort=False):
+    settings = [
+        run_ends(each.curves, each.summary).merge(
+            each.summary[["run", "scale", "mean"]].assign(settings=_settings(each.summary)), on="run"
+        )
+        for each in (forms, baselines)
+    ]
+    plain = settings[1][settings[1]["kappa"] == 0].drop_duplicates("settings")
+    tables = [pd.DataFrame(columns=["form", "arm", *settings[0].columns])]
+    for (scale, mean), runs in settings[0].groupby(["scale", "mean"], sort=False):
         base = plain[plain["settings"].isin(runs["settings"])]
         both = pd.concat(
             [base.assign(arm="baseline"), runs[runs["settings"].isin(base["settings"])].assign(arm="form")]
@@ -213,7 +223,8 @@ def plot_arms(ends: Iterable[tuple[str, pd.DataFrame]], column: str, axis: Axes)
         ratio, gap = ratio_interval(ratios), t_interval(paired_values(table, column))
         error: dict[str, Any] = {"xerr": [[ratio.estimate - ratio.low], [ratio.high - ratio.estimate]]}
         error |= {"yerr": [[gap.estimate - gap.low], [gap.high - gap.estimate]]}
-        axis.errorbar([ratio.estimate], [gap.estimate], **error, fmt="o", color=f"C{number % 10}", label=name)
+        style: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
+        axis.errorbar([ratio.estimate], [gap.estimate], **error, **style, label=name)
     axis.set(xscale="log", xlabel="$N_W$, times the baseline's")
 
 
@@ -233,7 +244,7 @@ def _margin(name: str, rule: Callable[[Tables, float], Verdict]) -> Threshold:
 
 
 perplexity_by_margin = _difference("test_loss", -1, "log perplexity", "log test perplexity")
-entropy_by_margin = _difference("valid_entropy", +1, "entropy", "attention entropy, nats,")
+entropy_by_margin = _difference("valid_entropy", +1, "entropy", "attention entropy (nats)")
 
 
 def perplexity_improves(tables: Tables) -> Verdict:
@@ -249,8 +260,8 @@ def entropy_rises(tables: Tables) -> Verdict:
 def trains_faster_by_margin(tables: Tables, limit: float) -> Verdict:
     """Table pace: seed, fraction, baseline, locater (updates), reached."""
     table = tables["pace"]
-    logs: pd.Series = np.log(table["locater"].astype(float) / table["baseline"].astype(float))
-    verdict = paired_outcome(logs.groupby(table["seed"]).mean().tolist(), -1, limit, "log updates")
+    logs = (table["locater"].astype(float) / table["baseline"].astype(float)).map(math.log)
+    verdict = paired_outcome(logs.groupby(table["seed"]).mean().tolist(), -1, limit, "log of the ratio of updates")
     reached = f"{int(table['reached'].sum())} of {len(table)} losses reached within the budget"
     return verdict._replace(because=f"{verdict.because}; {reached}")
 
@@ -308,7 +319,7 @@ def equal_norm_perplexity_by_margin(tables: Tables, limit: float) -> Verdict:
 def equal_norm_entropy_by_margin(tables: Tables, limit: float) -> Verdict:
     """Table equal_norm: seed, arm, valid_entropy (nats)."""
     return paired_outcome(
-        paired_values(tables["equal_norm"], "valid_entropy").tolist(), +1, limit, "attention entropy, nats,"
+        paired_values(tables["equal_norm"], "valid_entropy").tolist(), +1, limit, "attention entropy (nats)"
     )
 
 
@@ -332,7 +343,7 @@ def perplexity_follows_variance(tables: Tables) -> Verdict:
     mean, p, each = dose_response(tables["kappas"], "eigen_variance", "valid_perplexity")
     if not each:
         return Verdict("not run", f"at least {FEWEST_SEEDS} seeds with {FEWEST_KAPPAS} kappas are needed")
-    because = f"mean rank correlation over κ {mean:.2f}, exact permutation p = {p:.3f}"
+    because = f"mean rank correlation over κ {fixed(mean)}, exact permutation p = {p:.3f}".replace("-", "−")
     holds = sum(value > 0 for value in each)
     if p >= 0.05:
         return Verdict("inconclusive", because, holds, len(each))

@@ -223,25 +223,25 @@ def low_entropy_slows(tables: Tables) -> Verdict:
 
 
 def plot_entropy_against_loss(starts: pd.DataFrame, axis: Axes) -> None:
-    """Early loss of each run against its early attention entropy, one marker a start; grey lines join a seed's runs.
+    """Late loss of each run against its early attention entropy, one marker a start; grey lines join a seed's runs.
 
-    starts: start, seed, early_entropy, early_loss.
+    starts: start, seed, early_entropy, late_loss.
     """
     if starts.empty:
         return label_empty(axis)
     for _, runs in starts.sort_values("early_entropy").groupby("seed"):
-        axis.plot(runs["early_entropy"], runs["early_loss"], color="0.8", linewidth=0.8, zorder=1)
+        axis.plot(runs["early_entropy"], runs["late_loss"], color="0.8", linewidth=0.8, zorder=1)
     for (name, style), marker in zip(START_STYLES.items(), "osD^", strict=True):
         points = starts[starts["start"] == name]
         axis.plot(
             points["early_entropy"],
-            points["early_loss"],
+            points["late_loss"],
             marker,
             markersize=7,
             color=style["color"],
             label=style["label"],
         )
-    axis.set(xlabel="attention entropy, mean of the first half, nats", ylabel="training loss, first half, nats")
+    axis.set(xlabel="attention entropy, mean of the first half, nats", ylabel="training loss after the warm-up, nats")
     return None
 
 

@@ -21,7 +21,7 @@ from qkrepro.evidence.outcomes import (
     ratio_interval,
 )
 from qkrepro.evidence.paired_runs import FEWEST_SEEDS
-from qkrepro.evidence.run_figures import EPOCHS, by_kappa, kappa_colour, kappa_label, label_empty, plain_log, points
+from qkrepro.evidence.run_figures import EPOCHS, by_kappa, kappa_colour, kappa_label, label_empty, points
 from qkrepro.training.tables import RunTables
 
 READS = (
@@ -113,7 +113,7 @@ def plot_ranked(ranked: pd.DataFrame, axis: Axes) -> None:
     return None
 
 
-def plot_over_kappa(table: pd.DataFrame, column: str, axis: Axes, *, log: bool = False) -> None:
+def plot_over_kappa(table: pd.DataFrame, column: str, axis: Axes) -> None:
     """A measure of each run over kappa, evenly spaced, with the mean and its interval; table: seed, kappa, `column`."""
     if table.empty:
         return label_empty(axis)
@@ -123,8 +123,6 @@ def plot_over_kappa(table: pd.DataFrame, column: str, axis: Axes, *, log: bool =
     axis.set_xticks(range(len(kappas)), [f"{kappa:g}" for kappa in kappas])
     axis.set_xlabel("κ")
     axis.grid(axis="x", visible=False)
-    if log:
-        plain_log(axis)
     return None
 
 

@@ -3,6 +3,7 @@
 All rules compare runs that share their seed. Source: results/PLAN.md, "The words" and "Manipulation check".
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -71,8 +72,7 @@ def paired_values(ends: pd.DataFrame, column: str, *, log: bool = False) -> pd.S
     if len(names) != 1 or "baseline" not in wide:
         return pd.Series(dtype=float)
     arm, base = wide[names[0]], wide["baseline"]
-    found: pd.Series = np.log(arm / base) if log else arm - base
-    return found.dropna()
+    return ((arm / base).map(math.log) if log else arm - base).dropna()
 
 
 def concentration_ratios(ends: pd.DataFrame) -> dict[str, list[float]]:

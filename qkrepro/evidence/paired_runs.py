@@ -93,15 +93,6 @@ def judged_pairs(sweeps: Sequence[Tables], kappa: float) -> Tables:
     return enough[0] if enough else sweeps[-1]
 
 
-def judged_kappas(sweeps: Sequence[Tables]) -> Tables:
-    """The first of these sweeps with enough seeds at enough kappas for a verdict; the last one when none has."""
-    for sweep in sweeps:
-        kappas = sweep.summary.groupby("seed")["kappa"].nunique()
-        if (kappas >= FEWEST_KAPPAS).sum() >= FEWEST_SEEDS:
-            return sweep
-    return sweeps[-1]
-
-
 def kappa_runs(summary: pd.DataFrame) -> pd.DataFrame:
     """Table `kappas` of the rules: seed, kappa, eigen_variance, valid_perplexity, valid_entropy, TRAINING."""
     columns = ["seed", "kappa", "eigen_variance", "valid_perplexity", "valid_entropy", *TRAINING]

@@ -61,16 +61,6 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return t_interval(values)
 
 
-def difference_means(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean of `difference` over seeds with its paired 95% t interval: columns `by`, estimate, low, high, seeds."""
-    rows = []
-    for keys, group in differences.groupby(list(by), sort=False):
-        mean = mean_interval(group["difference"].tolist())
-        found = {"estimate": mean.estimate, "low": mean.low, "high": mean.high, "seeds": len(group)}
-        rows.append(dict(zip(by, keys, strict=True)) | found)
-    return pd.DataFrame(rows, columns=[*by, "estimate", "low", "high", "seeds"])
-
-
 def correlations(
     table: pd.DataFrame, target: str, quantities: Sequence[str], *, seed: int, resamples: int = 1000
 ) -> pd.DataFrame:
