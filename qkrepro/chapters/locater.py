@@ -30,7 +30,7 @@ from qkrepro.evidence.outcomes import (
     ratio_interval,
     weaker,
 )
-from qkrepro.evidence.paired_runs import FEWEST_KAPPAS, FEWEST_SEEDS
+from qkrepro.evidence.paired_runs import FEWEST_SEEDS
 from qkrepro.evidence.rounding import fixed
 from qkrepro.evidence.run_figures import by_kappa, kappa_colour, kappa_label, label_empty
 from qkrepro.theory.statistics import t_interval
@@ -46,6 +46,7 @@ READS = (
     "results/shapes-reduced*",
 )  # what the notebook reads beside the package, relative to the checkout
 
+FEWEST_KAPPAS = 4
 FRACTIONS = (0.25, 0.5, 1.0)  # of the baseline's budget, after which its losses are to be reached
 END = ("valid_loss", "valid_entropy", "residual", "cosine", "concentration", "walk_concentration")
 MARKERS = "osD^v<>pXPh"  # one an arm, beside the colour

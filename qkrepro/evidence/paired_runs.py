@@ -15,7 +15,6 @@ from qkrepro.theory.statistics import NO_INTERVAL, Interval, mean_interval, t_in
 from qkrepro.training.tables import RunTables
 
 TRAINING = ("best_epoch", "last_epoch", "corpus_words")  # passes until the best, until the last evaluation; words
-FEWEST_KAPPAS = 4
 Tables = TypeVar("Tables", bound=RunTables)
 FEWEST_SEEDS = 3
 
