@@ -4,7 +4,6 @@ Source: book, "The eigenspectrum in training".
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,18 +11,24 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 
-from qkrepro.evidence.claims import Claim
-from qkrepro.evidence.run_figures import EPOCHS, by_kappa, kappa_colour, kappa_label, label_empty, plain_log, points
-from qkrepro.evidence.wording import passes, signed
-from qkrepro.training.tables import NOT_RUN, RunTables
+from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
+from qkrepro.evidence.outcomes import (
+    CONCENTRATIONS,
+    TWICE,
+    check_text,
+    concentration_ratios,
+    passed_by,
+    ratio_interval,
+)
+from qkrepro.evidence.paired_runs import FEWEST_SEEDS
+from qkrepro.evidence.run_figures import EPOCHS, by_kappa, kappa_colour, kappa_label, label_empty, points
+from qkrepro.training.tables import RunTables
 
 READS = (
     "results/locater-wikitext-2*",
     "results/kappa-reduced*",
     "results/kappa-short*",
 )  # what the notebook reads beside the package, relative to the checkout
-
-MOMENTS = ("trace", "eigen_mean", "frobenius", "trace_square", "eigen_variance")
 
 
 def spectrum_histogram(eigenvalues: pd.DataFrame, edges: Sequence[float]) -> pd.DataFrame:
@@ -108,7 +113,7 @@ def plot_ranked(ranked: pd.DataFrame, axis: Axes) -> None:
     return None
 
 
-def plot_over_kappa(table: pd.DataFrame, column: str, axis: Axes, *, log: bool = False) -> None:
+def plot_over_kappa(table: pd.DataFrame, column: str, axis: Axes) -> None:
     """A measure of each run over kappa, evenly spaced, with the mean and its interval; table: seed, kappa, `column`."""
     if table.empty:
         return label_empty(axis)
@@ -118,36 +123,62 @@ def plot_over_kappa(table: pd.DataFrame, column: str, axis: Axes, *, log: bool =
     axis.set_xticks(range(len(kappas)), [f"{kappa:g}" for kappa in kappas])
     axis.set_xlabel("κ")
     axis.grid(axis="x", visible=False)
-    if log:
-        plain_log(axis)
     return None
 
 
-def add_mean_axis(axis: Axes, d_model: int) -> None:
-    """A second scale on the right of an axis of the trace: the mean over d_model eigenvalues."""
+def run_ends(curves: pd.DataFrame, kappa: float) -> pd.DataFrame:
+    """Return seed, arm, d_model, trace, N_W and N_M of the runs with this kappa and of their baselines, at their ends.
 
-    def mean(trace: Any) -> Any:
-        return np.asarray(trace) / d_model
-
-    def trace(mean: Any) -> Any:
-        return np.asarray(mean) * d_model
-
-    right = axis.secondary_yaxis("right", functions=(mean, trace))
-    right.set_ylabel("mean μ", fontsize="small")
-    right.tick_params(labelsize="small")
-
-
-def course(means: pd.DataFrame, digits: int = 2) -> str:
-    """Where a mean over seeds starts and ends, and its largest value in between where that is elsewhere.
-
-    means: epoch, estimate; one kappa. "0.5 at the start, at most 8.0 (after 0.5 passes), 4.5 in the end".
+    Columns concentration, walk_concentration (N_W, N_M), frobenius, walk_trace, walk_frobenius; one row a run.
     """
-    if means.empty:
-        return NOT_RUN
-    first, most, last = means.iloc[0], means.sort_values("estimate").iloc[-1], means.iloc[-1]
-    start, top, end = (signed(row["estimate"], digits).lstrip("+") for row in (first, most, last))
-    between = f"at most {top} (after {passes(most['epoch'])}), " if top not in (start, end) else ""
-    return f"{start} at the start, {between}{end} in the end"
+    last = curves[curves["kappa"].isin([0.0, kappa])].sort_values("update").groupby("run").tail(1)
+    last = last.assign(arm=np.where(last["kappa"] == 0, "baseline", "locater"))
+    columns = ["seed", "arm", "d_model", *CONCENTRATIONS, "trace", "frobenius", "walk_trace", "walk_frobenius"]
+    return last[columns].sort_values(["arm", "seed"]).reset_index(drop=True)
 
 
-CLAIMS: tuple[Claim, ...] = ()
+def concentrates_by_ratio(tables: Tables, least: float) -> Verdict:
+    """Table ends: seed, arm, d_model, concentration, walk_concentration; `least`: the ratio that is asked for."""
+    ratios = concentration_ratios(tables["ends"])
+    seeds = len(ratios["N_W"])
+    if seeds < FEWEST_SEEDS:
+        return Verdict("not run", f"{seeds} paired seeds; at least {FEWEST_SEEDS} are needed")
+    holds = sum(max(each) >= least for each in zip(*ratios.values(), strict=True))
+    highest = max(ratio_interval(values).high for values in ratios.values())
+    outcome: Outcome = (
+        "reproduced" if passed_by(ratios, least) else "not reproduced" if highest < least else "inconclusive"
+    )
+    return Verdict(outcome, check_text(ratios), holds, seeds)
+
+
+def concentrates(tables: Tables) -> Verdict:
+    """Table ends, as `concentrates_by_ratio`, at twice the baseline's."""
+    return concentrates_by_ratio(tables, TWICE)
+
+
+CLAIMS = (
+    Claim(
+        name="locater-concentrates",
+        chapter="spectrum_in_training",
+        provenance="reported",
+        statement=(
+            "LocAteR concentrates the eigenspectrum: at the end of training N_W of W, or N_M of Σ^½ W Σ^½, is at least "
+            "twice the baseline's (τ = 1, κ = 1e-3, all words of WikiText-2, eleven passes, one layer, one head, five "
+            "seeds)."
+        ),
+        rule=(
+            "Ratio of N to the baseline of the same seed, geometric mean over seeds with its 95% t interval: "
+            "reproduced when for N_W or for N_M it is at least 2 and the interval lies above 1."
+        ),
+        refuted_by="both intervals below 2; inconclusive otherwise",
+        tables=("ends",),
+        judge=concentrates,
+        figure="fig-training-moments",
+        threshold=Threshold(
+            "least ratio of N_W or N_M to the baseline's",
+            TWICE,
+            (1.0, 1.25, 1.5, TWICE, 3.0, 4.0),
+            concentrates_by_ratio,
+        ),
+    ),
+)

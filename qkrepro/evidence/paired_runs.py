@@ -15,7 +15,6 @@ from qkrepro.theory.statistics import NO_INTERVAL, Interval, mean_interval, t_in
 from qkrepro.training.tables import RunTables
 
 TRAINING = ("best_epoch", "last_epoch", "corpus_words")  # passes until the best, until the last evaluation; words
-FEWEST_KAPPAS = 4
 Tables = TypeVar("Tables", bound=RunTables)
 FEWEST_SEEDS = 3
 
@@ -91,15 +90,6 @@ def judged_pairs(sweeps: Sequence[Tables], kappa: float) -> Tables:
     """The first of these sweeps with enough paired seeds for a verdict; the last one when none has."""
     enough = [sweep for sweep in sweeps if len(paired_runs(sweep.summary, kappa)) >= 2 * FEWEST_SEEDS]
     return enough[0] if enough else sweeps[-1]
-
-
-def judged_kappas(sweeps: Sequence[Tables]) -> Tables:
-    """The first of these sweeps with enough seeds at enough kappas for a verdict; the last one when none has."""
-    for sweep in sweeps:
-        kappas = sweep.summary.groupby("seed")["kappa"].nunique()
-        if (kappas >= FEWEST_KAPPAS).sum() >= FEWEST_SEEDS:
-            return sweep
-    return sweeps[-1]
 
 
 def kappa_runs(summary: pd.DataFrame) -> pd.DataFrame:

@@ -100,12 +100,6 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return t_interval(values)
 
 
-def difference_means(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return the mean of `difference` over seeds with its paired 95% t interval: `by`, estimate, low, high, seeds."""
-    counts = differences.groupby(list(by), sort=False)["difference"].size()
-    return over_seeds(differences, by, "difference").assign(seeds=counts.to_numpy())
-
-
 def correlations(
     table: pd.DataFrame, target: str, quantities: Sequence[str], *, seed: int, resamples: int = 1000
 ) -> pd.DataFrame:

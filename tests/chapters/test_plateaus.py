@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkrepro.chapters.plateaus import (
+    CLAIMS,
     complete_seeds,
     gaps_to_reference,
     longest_plateau,
@@ -18,6 +19,7 @@ from qkrepro.chapters.plateaus import (
     start_table,
 )
 from qkrepro.errors import ArgumentError, ShapeError
+from qkrepro.evidence.claims import claim_named, judge, sensitivity
 
 TIME = np.arange(0, 401, 20)
 
@@ -87,7 +89,7 @@ def curves(**losses: np.ndarray) -> pd.DataFrame:
         for start, loss in losses.items()
         for seed in (0, 1)
     ]
-    return pd.concat(tables, ignore_index=True).assign(valid_entropy=lambda table: table["valid_loss"] / 2)
+    return pd.concat(tables, ignore_index=True).assign(valid_entropy=lambda table: table["valid_loss"] / 2, warmup=200)
 
 
 def test_early_loss_is_the_mean_over_the_updates_of_the_first_half():
@@ -97,6 +99,7 @@ def test_early_loss_is_the_mean_over_the_updates_of_the_first_half():
     weighted = (20 * 8.6 + 60 * 7.4 + 20 * 7.0 + 100 * 7.0) / 200
     assert row["early_loss"] == pytest.approx(weighted)
     assert (row["first_entropy"], row["last_entropy"], row["last_loss"]) == (4.5, 2.5, 5)
+    assert row["late_loss"] == pytest.approx((20 * (6.6 + 6.2 + 5.8 + 5.4) + 120 * 5) / 200)
 
 
 def test_a_run_without_an_evaluation_in_its_first_half_is_refused():
@@ -140,6 +143,7 @@ def test_no_runs_give_empty_tables_with_their_columns():
             "train_loss",
             "valid_loss",
             "valid_entropy",
+            "warmup",
         ]
     )
     named = named_starts(empty)
@@ -147,3 +151,61 @@ def test_no_runs_give_empty_tables_with_their_columns():
     assert {"start", "seed", "early_loss"} <= set(start_table(named))
     assert gaps_to_reference(named, "valid_loss").empty
     assert plateau_table(named, window=40).empty
+
+
+def slowest(**ratios: float | list[float]) -> dict[str, pd.DataFrame]:
+    """Three runs of each start with these least ratios of a rate to a later one."""
+    rows = [
+        {"start": start, "seed": seed, "slowest": value}
+        for start, values in ({"xavier": 0.9} | ratios).items()
+        for seed, value in enumerate(values if isinstance(values, list) else [values] * 3)
+    ]
+    return {"plateaus": pd.DataFrame(rows)}
+
+
+@pytest.mark.parametrize(
+    ("ratios", "outcome", "holds"),
+    [
+        ({"collapsed": 0.1, "concentrated": 0.2}, "reproduced", 6),
+        ({"collapsed": 0.1, "concentrated": 0.8}, "partly", 3),
+        ({"collapsed": 0.9, "concentrated": 0.8}, "not reproduced", 0),
+        ({"collapsed": [0.1, 0.9, 0.9], "concentrated": 0.8}, "inconclusive", 1),
+        ({"collapsed": 0.1, "concentrated": 0.1, "xavier": 0.1}, "inconclusive", 6),
+        ({"collapsed": 0.1}, "not run", None),
+    ],
+)
+def test_traps_are_counted_against_xavier(ratios, outcome, holds):
+    verdict = judge(claim_named(CLAIMS, "low-entropy-traps"), slowest(**ratios))
+    assert (verdict.outcome, verdict.holds) == (outcome, holds)
+
+
+def test_the_verdict_on_traps_is_shown_over_its_threshold():
+    found = sensitivity(claim_named(CLAIMS, "low-entropy-traps"), slowest(collapsed=0.55, concentrated=0.55))
+    assert found.set_index("threshold")["outcome"][[0.5, 0.6]].tolist() == ["not reproduced", "reproduced"]
+
+
+def late(collapsed: list[float], concentrated: list[float]) -> dict[str, pd.DataFrame]:
+    gains = {"xavier": [0.0, 0.0, 0.0], "collapsed": collapsed, "concentrated": concentrated}
+    rows = [
+        {"start": name, "seed": seed, "late_loss": 6 + gain}
+        for name, each in gains.items()
+        for seed, gain in enumerate(each)
+    ]
+    return {"starts": pd.DataFrame(rows)}
+
+
+SLOW, FAST, SILENT = [0.5, 0.55, 0.6], [-0.5, -0.55, -0.6], [-0.5, 0.0, 0.6]
+
+
+@pytest.mark.parametrize(
+    ("collapsed", "concentrated", "outcome"),
+    [
+        (SLOW, SLOW, "reproduced"),
+        (SLOW, SILENT, "partly"),
+        (FAST, SILENT, "not reproduced"),
+        (SILENT, SILENT, "inconclusive"),
+        (SLOW[:2], SLOW[:2], "not run"),
+    ],
+)
+def test_slow_learning_is_judged_by_the_loss_after_the_warm_up(collapsed, concentrated, outcome):
+    assert judge(claim_named(CLAIMS, "low-entropy-slows"), late(collapsed, concentrated)).outcome == outcome

@@ -7,13 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkrepro.chapters.theory_in_trained_models import (
+    CLAIMS,
     at_best_checkpoint,
+    by_seed,
     profile_agreement,
     profile_bins,
     sampling_noise,
     trained_table,
 )
 from qkrepro.errors import ArgumentError, ShapeError
+from qkrepro.evidence.claims import claim_named, judge, sensitivity
 from qkrepro.theory.statistics import bin_middles, over_seeds, t_interval, total_variation
 from qkrepro.training.tables import RunTables
 
@@ -103,3 +106,41 @@ def test_means_over_seeds_have_t_intervals_and_none_for_a_single_seed():
     assert rows.loc["a"].tolist() == list(t_interval([1.0, 2.0, 4.0]))
     assert rows.loc["b", "estimate"] == 5
     assert np.isnan(rows.loc["b", "low"])
+
+
+def models(*distances: float) -> dict[str, pd.DataFrame]:
+    """Two models a seed, with and without regulariser, at these distances on the average of the two."""
+    rows = [
+        {"kappa": kappa, "seed": seed, "total_variation": distance + (kappa - 0.5) / 100}
+        for seed, distance in enumerate(distances)
+        for kappa in (0.0, 1.0)
+    ]
+    return {"trained": pd.DataFrame(rows)}
+
+
+@pytest.mark.parametrize(
+    ("distances", "outcome", "holds"),
+    [
+        ((0.1, 0.11, 0.09), "reproduced", 6),
+        ((0.3, 0.31, 0.29), "not reproduced", 0),
+        ((0.1, 0.3, 0.2), "inconclusive", 3),
+        ((0.1, 0.1), "not run", None),
+    ],
+)
+def test_the_rule_answers_support_refutation_and_silence(distances, outcome, holds):
+    verdict = judge(claim_named(CLAIMS, "theory-sees-trained-models"), models(*distances))
+    assert (verdict.outcome, verdict.holds) == (outcome, holds)
+
+
+def test_the_verdict_is_shown_over_its_threshold():
+    found = sensitivity(claim_named(CLAIMS, "theory-sees-trained-models"), models(0.24, 0.25, 0.26))
+    assert found.set_index("threshold")["outcome"][[0.2, 0.25, 0.3]].tolist() == [
+        "not reproduced",
+        "inconclusive",
+        "reproduced",
+    ]
+
+
+def test_runs_of_one_seed_count_once():
+    table = pd.DataFrame({"seed": [0, 0, 1], "kappa": [0, 1, 0], "value": [1.0, 3.0, 5.0]})
+    assert by_seed(table, "value") == [2, 5]
