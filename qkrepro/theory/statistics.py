@@ -36,22 +36,51 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
 
 def spearman_interval(
-    x: ArrayLike, y: ArrayLike, *, seed: int, resamples: int = 2000, confidence: float = 0.95
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    blocks: ArrayLike | None = None,
 ) -> Interval:
     """Spearman rank correlation of paired values, (n,) and (n,), with a seeded percentile-bootstrap interval.
 
-    Raises ArgumentError when lengths differ or fewer than five pairs are given.
+    blocks: (n,) labels of equally many pairs each; whole blocks are resampled, for pairs that share what their block
+    shares. Raises ArgumentError when lengths differ, fewer than five pairs are given, or blocks differ in size.
     Source: textbook; used for the heads of real models.
     """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or len(first) < 5:
         raise ArgumentError(f"x and y have shapes {first.shape} and {second.shape}; allowed: two equal (n,), n >= 5")
-    draws = np.random.default_rng(seed).integers(0, len(first), size=(resamples, len(first)))
+    members = _members(np.arange(len(first)) if blocks is None else np.asarray(blocks))  # (blocks, pairs of each)
+    chosen = np.random.default_rng(seed).integers(0, len(members), size=(resamples, len(members)))
+    draws = members[chosen].reshape(resamples, -1)
     ranks = [stats.rankdata(data[draws], axis=1) - (len(first) + 1) / 2 for data in (first, second)]
     with np.errstate(invalid="ignore"):  # a resample of one repeated value has no correlation
         values = (ranks[0] * ranks[1]).sum(1) / np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
     low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(stats.spearmanr(first, second).statistic), float(low), float(high))
+
+
+def _members(blocks: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the places of each block, (blocks, size); ArgumentError unless all blocks have one size."""
+    names, sizes = np.unique(blocks, return_counts=True)
+    if len(set(sizes.tolist())) > 1:
+        raise ArgumentError(f"blocks have sizes {sorted(set(sizes.tolist()))}; allowed: one size")
+    return np.stack([np.flatnonzero(blocks == name) for name in names])
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Return the p-values, (n,), after Holm's correction for n comparisons, in the order given; at most 1.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure" (1979).
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(given, kind="stable")
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1)).clip(max=1)
+    return adjusted
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -72,14 +101,25 @@ def difference_means(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFra
 
 
 def correlations(
-    table: pd.DataFrame, target: str, quantities: Sequence[str], *, seed: int, resamples: int = 1000
+    table: pd.DataFrame,
+    target: str,
+    quantities: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = 1000,
+    blocks: str | None = None,
 ) -> pd.DataFrame:
     """Spearman correlation of each quantity with the target over heads, with its bootstrap interval.
 
-    Returns columns quantity, correlation, low, high. The interval resamples heads; heads of one model share a training
-    and a text, so it says nothing of other models.
+    blocks: a column, such as "layer", whose groups are resampled whole; None resamples single heads. Returns columns
+    quantity, correlation, low, high. Heads of one model share a training and a text, so the interval says nothing of
+    other models.
     """
-    found = [spearman_interval(table[name], table[target], seed=seed, resamples=resamples) for name in quantities]
+    whole = None if blocks is None else table[blocks]
+    found = [
+        spearman_interval(table[name], table[target], seed=seed, resamples=resamples, blocks=whole)
+        for name in quantities
+    ]
     rows = [{"quantity": name, **interval._asdict()} for name, interval in zip(quantities, found, strict=True)]
     return pd.DataFrame(rows).rename(columns={"estimate": "correlation"})
 

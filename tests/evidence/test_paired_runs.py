@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkrepro.chapters.deeper_and_wider import head_values, shape_differences, shape_runs
 from qkrepro.chapters.locater import (
     form_differences,
     gap_over_training,
@@ -106,9 +105,8 @@ def test_a_run_without_its_partner_is_in_no_pair():
 def test_without_a_run_there_is_no_pair_and_the_rules_say_not_run():
     empty = summary({})
     assert paired_differences(paired_runs(empty, 0.1), "valid_entropy").empty
-    assert shape_differences(shape_runs(empty), "valid_perplexity").empty
-    given_tables = {"paired": paired_runs(empty, 0.1), "kappas": kappa_runs(empty), "shapes": shape_runs(empty)}
-    for name in ("locater-improves-perplexity", "perplexity-follows-variance", "locater-deeper-and-wider"):
+    given_tables = {"paired": paired_runs(empty, 0.1), "kappas": kappa_runs(empty)}
+    for name in ("locater-improves-perplexity", "perplexity-follows-variance"):
         assert judge(claim_named(all_claims(), name), given_tables).outcome == "not run"
 
 
@@ -146,14 +144,6 @@ def test_kappas_are_judged_where_three_seeds_have_four_of_them():
     assert judged_kappas([few, tables(summary({}))]).summary.empty
 
 
-def test_shapes_are_paired_within_their_own_shape():
-    content = pd.concat([summary({0: (10.0, 9.0)}), summary({0: (20.0, 22.0)}).assign(layers=2)])
-    found = shape_differences(shape_runs(content), "valid_perplexity")
-    assert found[["layers", "difference"]].to_numpy().tolist() == [[1, -1], [2, 2]]
-    percent = shape_differences(shape_runs(content), "valid_perplexity", percent=True)
-    assert percent["difference"].tolist() == pytest.approx([-100 / 11, 200 / 21])
-
-
 def test_a_form_is_compared_with_the_baseline_that_differs_in_the_regulariser_alone():
     plain = asdict(RunConfiguration()) | {"valid_perplexity": 10.0}
     baselines = pd.DataFrame([plain | {"seed": 0}, plain | {"seed": 1, "valid_perplexity": 20.0}])
@@ -174,13 +164,6 @@ def test_means_of_differences_have_their_t_interval_and_one_seed_has_none():
     assert found.loc[1, ["scale", "estimate", "seeds"]].tolist() == ["b", 4.0, 1]
     assert math.isnan(found.loc[1, "low"])
     assert difference_means(content.iloc[:0], ("scale", "mean")).empty
-
-
-def test_head_values_come_from_the_columns_of_the_heads():
-    content = summary({0: (3.0,)}).assign(layers=1, heads=2, trace=1.5, trace_0_0=1.0, trace_0_1=2.0)
-    assert head_values(content, "trace", 1, 2)[["layer", "head", "value"]].to_numpy().tolist() == [[0, 0, 1], [0, 1, 2]]
-    assert head_values(content.assign(heads=1), "trace", 1, 1)["value"].tolist() == [1.5]
-    assert head_values(content, "trace", 4, 4).empty
 
 
 @pytest.mark.parametrize(
