@@ -87,7 +87,7 @@ processors: $(STAMP) ## All notebooks again with the instructions of other proce
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(MAKE) --no-print-directory notebooks
 
 unit: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 slow: $(STAMP) $(BROWSER_STAMP)
 	$(BIN)/pytest -m slow

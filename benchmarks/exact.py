@@ -18,7 +18,7 @@ import typer
 from torch import Tensor
 
 from qkrepro.theory.exact_law import _affordable_nodes, _by_shared_nodes, _by_single_laws, _plan, _reduce
-from qkrepro.theory.propagation import finite_length_law, signal_propagation
+from qkrepro.theory.propagation import finite_length_law, signal_propagation, simulate_signal_propagation
 from qkrepro.theory.spectrum import factor, qk_matrix, random_spectrum_matrix
 
 ROUNDING = 1e-15  # no error below this is claimed
@@ -40,7 +40,9 @@ def main(
         exact_s, rho = cpu_seconds(lambda w=w: signal_propagation(theta, w, length=length, method="exact"))
         plain_s, _ = cpu_seconds(lambda w=w: plain_pass(w, theta, length))
         drawn_s, _ = cpu_seconds(
-            lambda w=w: signal_propagation(theta, w, length=length, method="monte-carlo", samples=samples)
+            lambda w=w: simulate_signal_propagation(
+                theta, w, length=length, samples=samples, generator=torch.Generator().manual_seed(seed)
+            )
         )
         error = max(float((rho - other_inversion(w, theta, length)).abs().max()), ROUNDING)
         needed, affordable = 0.25 / error**2, samples * exact_s / drawn_s

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and what git knows of a checkout."""
 
 import os
 import threading
@@ -26,3 +26,20 @@ def write_atomically(path: Path, raw: bytes) -> None:
             raise
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what a killed process left of a file it was writing. Call only while holding the folder lock."""
+    for path in folder.glob(".*.[0-9]*.[0-9]*"):
+        path.unlink(missing_ok=True)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Return what a git command prints in a folder; empty when it fails, or where there is no git or no checkout."""
+    import subprocess  # not every program that writes a file starts another
+
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,5 +1,7 @@
 """The rooms of the package: imports run downward, chapters know nothing of each other, records stay valid."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import grimp
@@ -11,6 +13,7 @@ from qkrepro.publishing.claims_pages import STORED, all_claims, verdicts
 from qkrepro.training.records import find_records, read_arrays, read_records, read_run, run_identity
 
 ROOT = Path(__file__).parents[1]
+SCREEN = 50  # lines
 ROOMS = ("cli", "publishing", "chapters", "evidence", "training", "models", "theory", "files", "errors")
 
 
@@ -56,7 +59,28 @@ def test_every_committed_record_is_read_and_its_identity_follows_from_its_config
 
 
 def test_every_claim_is_judged_as_it_was_stored():
-    stored = pd.read_csv(book_root() / "book" / "generated" / STORED, dtype=str)
-    table = verdicts()[["claim", "outcome", "because"]]
+    shown = ["claim", "outcome", "because"]
+    stored, table = pd.read_csv(book_root() / "book" / "generated" / STORED, dtype=str)[shown], verdicts()[shown]
     assert len(table) == len(stored) > 0
     pd.testing.assert_frame_equal(table.astype(str).reset_index(drop=True), stored, check_dtype=False)
+
+
+def test_the_arrows_of_the_architecture_are_the_imports_between_rooms():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawn = {room: set(below.split()) for room, below in re.findall(r"^│ +(\w+) +│(?:──▶ (.+))?$", text, re.MULTILINE)}
+    graph = grimp.build_graph("qkrepro", cache_dir=None)
+    imported = {room: set() for room in ROOMS}
+    for module in graph.modules - {"qkrepro"}:
+        room = module.split(".")[1]
+        for name in graph.find_modules_directly_imported_by(module) - {"qkrepro"}:
+            imported[room] |= {name.split(".")[1]} - {room}
+    assert list(drawn) == list(ROOMS)
+    assert drawn == imported
+    assert text.count("\n") <= SCREEN
+
+
+def test_the_architecture_and_the_contracts_name_the_same_rooms():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    assert contracts[0]["layers"] == list(ROOMS)

@@ -22,18 +22,19 @@ class VerdictRole(SphinxRole):
     """Text of the form `claim: outcome`."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        """Return a badge that links to the claim."""
+        """Return a badge that links to the claim; warn when the computed verdict is another one."""
         name, _, outcome = (part.strip() for part in self.text.partition(":"))
-        row = _verdicts(Path(self.env.srcdir) / STORED).get(name)
+        self.env.note_dependency(STORED)
+        verdicts = _verdicts(Path(self.env.srcdir) / STORED)
+        row = verdicts.get(name)
         if row is None:
-            LOGGER.warning("the verdict of %r is named, and there is no such claim", name, location=self.get_location())
+            message = "verdict of %r: there is no such claim; claims are %s"
+            LOGGER.warning(message, name, ", ".join(verdicts) or "none yet", location=self.get_location())
             return [nodes.Text(outcome)], []
         if row["outcome"] != outcome:
-            told = "this sentence was written for %r of claim %s; the verdict now is %r"
-            LOGGER.warning(told, outcome, name, row["outcome"], location=self.get_location())
-        self.env.note_dependency(STORED)
+            message = "this sentence was written for the verdict %r of claim %s, which now is %r"
+            LOGGER.warning(message, outcome, name, row["outcome"], location=self.get_location())
         cases = f" ({row['holds']} of {row['of']})" if row.get("of") else ""
-        kind = f"verdict-{row['outcome'].replace(' ', '-')}"
         link = addnodes.pending_xref(
             "",
             refdomain="std",
@@ -43,11 +44,16 @@ class VerdictRole(SphinxRole):
             refwarn=True,
             refdoc=self.env.docname,
         )
-        link += nodes.inline("", f"{row['outcome']}{cases}", classes=["verdict", kind])
-        return [link], []
+        link += nodes.inline("", f"{row['outcome']}{cases}")
+        kind = f"verdict-{row['outcome'].replace(' ', '-')}"
+        return [
+            nodes.inline("", "", link, classes=["verdict", kind])
+        ], []  # around the link, which replaces its content
 
 
 def _verdicts(path: Path) -> dict[str, dict[str, str]]:
+    if not path.is_file():
+        return {}
     with path.open(encoding="utf-8", newline="") as file:
         return {row["claim"]: row for row in csv.DictReader(file)}
 

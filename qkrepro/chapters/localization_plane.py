@@ -43,8 +43,9 @@ def localization_plane(
     """Index, centre and level for symmetric M of `dim` eigenvalues, one row a cell of means × spreads.
 
     means: ξ/λ, ξ = tr M. spreads: √(d σ²)/λ, σ² the variance of the eigenvalues, >= 0; √(d σ²) is the Frobenius norm of
-    M minus its mean. Columns mean_scaled, spread_scaled, dispersion (σ/|μ|, infinite at mean zero), effective_number
-    (N = ξ²/η), index, centre, level. ρ by the Gaussian form with the moments of the length.
+    M minus its mean, the book's dispersion. Columns mean_scaled, spread_scaled, dispersion (σ/|μ|, the root of the
+    book's relative variance; infinite at mean zero), effective_number (N = ξ²/η), index, centre, level. ρ by the
+    Gaussian form with the moments of the length.
     Source: book, "The localization plane", "Theory: signal propagation".
     """
     check_integer("dim", dim, at_least=1)
@@ -163,7 +164,7 @@ def plane_check(
 
 
 def variance_localizes(tables: Tables) -> Verdict:
-    """Table plane: mean_scaled (tr M over temperature), dispersion (sigma/|mu|), index; symmetric M, one row a cell."""
+    """Table plane: mean_scaled (tr M over temperature), dispersion (σ/|μ|), index; symmetric M, one row a cell."""
     plane = tables["plane"].query("mean_scaled != 0").dropna(subset=["index"])
     holds, weakest, least = [], -1.0, 1.0
     for _, column in plane.groupby("mean_scaled"):

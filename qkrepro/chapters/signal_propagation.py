@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from qkrepro.errors import check_integer
 from qkrepro.evidence.claims import Claim, Tables, Verdict
 from qkrepro.evidence.verdicts import LOCALIZED, ROUNDING, share_verdict
-from qkrepro.theory.propagation import localization, signal_propagation
+from qkrepro.theory.propagation import localization, signal_propagation, simulate_signal_propagation
 from qkrepro.theory.spectrum import matrix_moments, random_rotation, random_spectrum_matrix
 
 FORMS = (
@@ -125,12 +125,11 @@ def _profile(case: PropagationCase, locations: int, samples: int, generator: Gen
     token = torch.linspace(1, case.length, count, dtype=torch.float64).round()
     theta, moments = token / case.length, matrix_moments(case.m)
     drawn = [
-        signal_propagation(
+        simulate_signal_propagation(
             place,
             case.m,
             temperature=case.temperature,
             length=case.length,
-            method="monte-carlo",
             samples=samples,
             generator=generator,
         )

@@ -85,6 +85,19 @@ def colab() -> None:
 
 
 @app.command()
+def explorer(
+    workers: Annotated[int, typer.Option(min=1, help="Processes at once.")] = 2,
+) -> None:
+    """Compute the values behind the page "The plane" anew, some minutes; a build of the site only reads them."""
+    from qkrepro.evidence.numbers import book_root
+    from qkrepro.publishing.explorer_values import VALUES, compute_values, write_values
+
+    path = book_root() / VALUES
+    write_values(path, compute_values(workers))
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+@app.command()
 def figures(
     names: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as signal_propagation; none: all.")] = None,
     profile: Annotated[

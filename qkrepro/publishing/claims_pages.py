@@ -1,6 +1,5 @@
 """The claims of all chapters: their verdicts from the committed numbers, and the pages that show them."""
 
-import os
 import pkgutil
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -12,6 +11,7 @@ from qkrepro import chapters
 from qkrepro.errors import ArgumentError
 from qkrepro.evidence.claims import Claim, Verdict, judge, sensitivity
 from qkrepro.evidence.numbers import book_root, load_numbers, numbers_folder
+from qkrepro.files import write_atomically
 from qkrepro.publishing.notebooks import chapter_names
 from qkrepro.publishing.threshold_figures import png_of, threshold_alternative, threshold_figure
 
@@ -131,9 +131,9 @@ def changed_verdicts(table: pd.DataFrame, folder: Path | None = None) -> list[st
     if not path.is_file():
         raise ArgumentError(f"{path} is missing; write it with `qkrepro claims --write`")
     stored = pd.read_csv(path, dtype=str).set_index("claim")
-    current = table.set_index("claim")[["outcome", "because"]]
+    current = table.set_index("claim")[["outcome", "because", "holds", "of"]].astype("string")
     names = current.index.union(stored.index, sort=False)
-    same = current.reindex(names).fillna("").eq(stored.reindex(names).fillna("")).all(axis=1)
+    same = current.reindex(names).fillna("").eq(stored.reindex(names).fillna("").astype("string")).all(axis=1)
     return [str(name) for name in names[~same]]
 
 
@@ -141,13 +141,10 @@ def write_pages(folder: Path | None = None) -> list[Path]:
     """Write `claims.md`, `verdicts.md` and the stored `verdicts.csv` to `book/generated`, or to `folder`."""
     root = book_root()
     target = folder or root / "book" / "generated"
-    target.mkdir(parents=True, exist_ok=True)
     written = [path.stem for path in (root / "notebooks").glob("*.ipynb")]
     table = verdicts()
     stored = table[["claim", "outcome", "because", "holds", "of"]].to_csv(index=False, lineterminator="\n")
     pages = {"claims.md": claims_page(table, written), "verdicts.md": verdict_summary(table), STORED: stored}
     for name, text in pages.items():
-        temporary = target / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target / name)
+        write_atomically(target / name, text.encode())
     return [target / name for name in pages]

@@ -28,6 +28,7 @@ from nbformat import NotebookNode
 
 from qkrepro.errors import NotebookError, check_choice
 from qkrepro.evidence.numbers import COMMITTED_PROFILE, FOLDER_VARIABLE, book_root, describe_execution, numbers_folder
+from qkrepro.files import write_atomically
 from qkrepro.publishing.notebooks import (
     chapter_names,
     clean,
@@ -36,7 +37,6 @@ from qkrepro.publishing.notebooks import (
     default_parameters,
     outputs_digest,
     read_notebook,
-    replace_file,
     with_colab_cell,
     with_parameters,
     write_notebook,
@@ -171,13 +171,11 @@ def execute(root: Path, chapter: Chapter, label: str = "") -> Cost:
     with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
         result, cost = run_apart(root, chapter, Path(scratch), label)
         picture = central_figure(chapter, result)
-        chapter.target.parent.mkdir(parents=True, exist_ok=True)
-        numbers.mkdir(parents=True, exist_ok=True)
         made = Path(scratch) / "numbers" / f"{chapter.name}.json"
         if made.is_file():
-            replace_file(numbers / made.name, made.read_bytes())
+            write_atomically(numbers / made.name, made.read_bytes())
         if picture:
-            replace_file(root / CENTRAL_FIGURE[2], picture)
+            write_atomically(root / CENTRAL_FIGURE[2], picture)
         write_notebook(result, chapter.target)
     return cost
 
@@ -262,8 +260,7 @@ def _keep_cost(root: Path, chapter: Chapter, cost: Cost) -> None:
     path = root / "_build" / chapter.profile / "costs.json"
     costs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     costs[chapter.name] = {name: round(value, 2) for name, value in asdict(cost).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(costs, indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(path, (json.dumps(costs, indent=1, sort_keys=True) + "\n").encode())
 
 
 def repeat_figures(names: Sequence[str] = (), *, say: Callable[[str], None] = print) -> list[str]:
@@ -334,8 +331,7 @@ def _keep(root: Path, table: pd.DataFrame) -> None:
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
         table = pd.concat([old[~old["notebook"].isin(table["notebook"])], table])
     text = table.sort_values("notebook").to_csv(index=False, lineterminator="\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.encode())
+    write_atomically(path, text.encode())
 
 
 def _differs(row: "pd.Series[str]") -> bool:

@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from nbformat import NotebookNode
 
 from qkrepro.errors import NotebookError
 from qkrepro.evidence.numbers import plain_value
+from qkrepro.files import write_atomically
 
 COLAB = "colab"  # tag of the cell that `colab` writes; no output follows from it
 
@@ -36,7 +36,7 @@ def chapter_names(root: Path) -> list[str]:
 
 def write_notebook(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
-    replace_file(path, (nbformat.writes(notebook).rstrip() + "\n").encode())
+    write_atomically(path, (nbformat.writes(notebook).rstrip() + "\n").encode())
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -132,13 +132,6 @@ def parameters_cell(notebook: NotebookNode) -> NotebookNode:
     if len(cells) != 1 or cells[0].cell_type != "code":
         raise NotebookError(f"{len(cells)} cells are tagged `parameters`; allowed: exactly one, a code cell")
     return cells[0]
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Put the content at the path in one step: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _is_for_colab(cell: NotebookNode) -> bool:

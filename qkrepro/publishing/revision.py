@@ -1,33 +1,26 @@
 """Which revision of the book this is, as git knows it; outside a checkout the answers say so."""
 
-import subprocess
 import time
 from pathlib import Path
+
+from qkrepro.files import git
 
 NO_REVISION = "unknown (not a git checkout)"
 
 
 def book_revision(root: Path) -> str:
     """Abbreviated revision of the checkout, with "-dirty" when something in it was changed since."""
-    return _git(root, "describe", "--always", "--dirty") or NO_REVISION
+    return git(root, "describe", "--always", "--dirty") or NO_REVISION
 
 
 def last_change(root: Path) -> str:
     """Date of the last commit, YYYY-MM-DD in UTC; today outside a checkout."""
-    return time.strftime("%Y-%m-%d", time.gmtime(float(_git(root, "log", "-1", "--format=%ct") or time.time())))
+    return time.strftime("%Y-%m-%d", time.gmtime(float(git(root, "log", "-1", "--format=%ct") or time.time())))
 
 
 def file_revision(root: Path, path: Path) -> str:
     """Abbreviated revision of the last commit that touched a file, with "+" when the file was changed since."""
-    found = _git(root, "log", "-1", "--format=%h", "--", str(path))
+    found = git(root, "log", "-1", "--format=%h", "--", str(path))
     if not found:
-        return "not committed" if _git(root, "rev-parse", "HEAD") else NO_REVISION
-    return found + "+" * bool(_git(root, "status", "--porcelain", "--", str(path)))
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return "not committed" if git(root, "rev-parse", "HEAD") else NO_REVISION
+    return found + "+" * bool(git(root, "status", "--porcelain", "--", str(path)))

@@ -21,11 +21,12 @@ import yaml
 from qkrepro import __version__
 from qkrepro.errors import SiteError
 from qkrepro.evidence.numbers import COMMITTED_PROFILE, book_root
+from qkrepro.publishing.changes_page import changed_since_the_first_edition, changes_page
 from qkrepro.publishing.claims_pages import verdicts, write_pages, write_threshold_figures
 from qkrepro.publishing.colab import outdated_colab_cells
 from qkrepro.publishing.execution import repetition_page
-from qkrepro.publishing.front_page import reading_path, write_front_page
-from qkrepro.publishing.interactive import write_interactive
+from qkrepro.publishing.explorer import write_explorer
+from qkrepro.publishing.front_page import write_front_page
 from qkrepro.publishing.notebooks import code_cells, read_notebook
 from qkrepro.publishing.provenance import write_provenance
 from qkrepro.publishing.revision import book_revision, last_change
@@ -98,12 +99,13 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
         raise SiteError(f"_toc.yml names {', '.join(missing)}; allowed: pages that are there (or use --draft)")
     _drop(toc, missing)
     (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
-    write_interactive(work)
+    write_explorer(root, work)
     write_provenance(root, work, profile)
     write_threshold_figures(work / "book" / "generated")
+    changes = changes_page(changed_since_the_first_edition(root, verdicts()))
+    (work / "book" / "generated" / "changes.md").write_text(changes, encoding="utf-8")
     (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
     write_front_page(root, work, verdicts())
-    (work / "book" / "generated" / "path.md").write_text(reading_path(work), encoding="utf-8")
     return [page for page in _pages(toc) if page not in missing]
 
 

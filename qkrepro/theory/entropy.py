@@ -5,8 +5,8 @@ the first of the bounds.
 
 Closed forms for the true softmax when all eigenvalues are equal: on raw walks and on normalised ones.
 
-κ = ξ/λ is the trace of M over the temperature. The expansion at high temperature, for every M, is
-`entropy.high_temperature_deficit`. Source: book, "Theory: entropy and rank" (ours).
+κ stands for the scaled mean ξ/λ here, the trace of M over the temperature. The expansion at high temperature, for
+every M, is `entropy.high_temperature_deficit`. Source: book, "Theory: entropy and rank" (ours).
 """
 
 import math

@@ -7,7 +7,7 @@ centred logit of token i is γ UᵀMU + √c ZᵀMU with U, Z standard normal, �
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -17,7 +17,7 @@ from qkrepro.theory.exact_law import interval_probability
 from qkrepro.theory.gaussian_profile import gaussian_profile, limit_law, profile_localization
 from qkrepro.theory.spectrum import check_square, covariance_root, matrix_moments
 
-METHODS = ("limit", "exact", "monte-carlo")
+METHODS = ("limit", "exact")
 
 
 class PropagationEstimate(NamedTuple):
@@ -96,48 +96,6 @@ def localization(theta: Any, rho: Any) -> Localization:
     return Localization(*profile_localization(theta, rho))
 
 
-@overload
-def signal_propagation(
-    theta: Any,
-    w: Tensor,
-    *,
-    temperature: float = ...,
-    length: int | None = ...,
-    cov: Tensor | None = ...,
-    method: Literal["limit", "exact"] = ...,
-    samples: int = ...,
-    generator: Generator | None = ...,
-) -> Tensor: ...
-
-
-@overload
-def signal_propagation(
-    theta: Any,
-    w: Tensor,
-    *,
-    temperature: float = ...,
-    length: int | None = ...,
-    cov: Tensor | None = ...,
-    method: Literal["monte-carlo"],
-    samples: int = ...,
-    generator: Generator | None = ...,
-) -> PropagationEstimate: ...
-
-
-@overload
-def signal_propagation(
-    theta: Any,
-    w: Tensor,
-    *,
-    temperature: float = ...,
-    length: int | None = ...,
-    cov: Tensor | None = ...,
-    method: str,
-    samples: int = ...,
-    generator: Generator | None = ...,
-) -> Tensor | PropagationEstimate: ...
-
-
 def signal_propagation(
     theta: Any,
     w: Tensor,
@@ -146,20 +104,38 @@ def signal_propagation(
     length: int | None = None,
     cov: Tensor | None = None,
     method: str = "limit",
-    samples: int = 20_000,
-    generator: Generator | None = None,
-) -> Tensor | PropagationEstimate:
-    """ρ_θ of the query-key matrix `w` on a random walk, by one of three methods.
+) -> Tensor:
+    """Compute ρ_θ of a query-key matrix on a random walk.
 
-    theta: any shape, in (0, 1]. w: (d, d), any floating dtype. temperature: λ > 0 divides the logits. length: tokens,
-    at least 2; None is T → ∞ ("limit" only). cov: (d, d), covariance of the walk's *increments*, None is the identity.
-    - "limit": the Gaussian form, at T → ∞ or with the moments of the given length;
-    - "exact": the law itself, absolute error below 1e-12, for every d, length and w;
-    - "monte-carlo": `samples` draws of (X, Y), 2d numbers each, the same draws at every location (their errors are
-      correlated along the profile); `generator` None is a fresh one of seed 0.
-    Returns ρ in float64 shaped like theta, for "monte-carlo" a `PropagationEstimate` with 95% Wilson intervals.
-    Raises ShapeError for shapes that do not match, ArgumentError for θ outside (0, 1], temperature <= 0, length < 2 or
-    missing, non-finite w, a cov that is not positive semi-definite, an unknown method.
+    Parameters
+    ----------
+    theta
+        Locations in (0, 1], any shape.
+    w
+        Query-key matrix, (d, d), any floating dtype.
+    temperature
+        λ > 0, which divides the logits.
+    length
+        Number of tokens, at least 2; None takes T → ∞ ("limit" only).
+    cov
+        Covariance of the walk's increments, (d, d); None is the identity.
+    method
+        "limit": the Gaussian form, at T → ∞ or with the moments of the given length. "exact": the law itself, with an
+        absolute error below 1e-12, for every d, length and w.
+
+    Returns
+    -------
+    Tensor
+        ρ, float64, shaped like theta.
+
+    Raises
+    ------
+    ShapeError
+        Shapes that do not match.
+    ArgumentError
+        θ outside (0, 1], temperature <= 0, length < 2 or missing, a non-finite w, a cov that is not positive
+        semi-definite, an unknown method.
+
     Source: book, "Theory: signal propagation", "Signal propagation".
     """
     theta = _check_theta(theta)
@@ -172,23 +148,51 @@ def signal_propagation(
             theta, moments.trace, moments.trace_sq, moments.frobenius_sq, temperature, length
         )
     if length is None:
-        raise ArgumentError(f"length is None with method {method!r}; allowed: an integer >= 2 (None with 'limit' only)")
-    gamma, det, lower, upper = finite_length_law(theta, length, temperature)
-    if method == "exact":
-        return interval_probability(m, gamma, math.sqrt(det), lower, upper)
+        raise ArgumentError("length must be an integer >= 2 with method 'exact', got None")
+    gamma, spread_sq, lower, upper = finite_length_law(theta, length, temperature)
+    return interval_probability(m, gamma, math.sqrt(spread_sq), lower, upper)
+
+
+def simulate_signal_propagation(
+    theta: Any,
+    w: Tensor,
+    *,
+    length: int,
+    temperature: float = 1.0,
+    cov: Tensor | None = None,
+    samples: int = 20_000,
+    generator: Generator,
+) -> PropagationEstimate:
+    """Estimate ρ_θ from draws of (X, Y), two vectors of d numbers instead of a whole walk.
+
+    Every location sees the same draws, so that errors are correlated along the profile.
+
+    Parameters
+    ----------
+    theta, w, length, temperature, cov
+        As for `signal_propagation`; the length is finite.
+    samples
+        Number of draws, at least 1.
+    generator
+        Source of the draws.
+
+    Returns
+    -------
+    PropagationEstimate
+        The shares of draws with their 95% Wilson intervals.
+
+    Raises as `signal_propagation` does. Source: book, "Signal propagation".
+    """
+    from scipy.stats import binomtest  # takes a second to import, and training needs the limit alone
+
+    theta = _check_theta(theta)
+    check_number("temperature", temperature, above=0)
     check_integer("samples", samples, at_least=1)
-    generator = Generator().manual_seed(0) if generator is None else generator
-    hits = _count_hits(m, gamma.flatten(), math.sqrt(det), (lower, upper), samples, generator)  # (n,)
-    return PropagationEstimate(*(part.reshape(theta.shape) for part in wilson_interval(hits, samples)))
-
-
-def wilson_interval(hits: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Share of successes and the ends of its 95% Wilson score interval, float64, each shaped like `hits`."""
-    z_sq = float(torch.special.ndtri(torch.tensor(0.975, dtype=torch.float64))) ** 2
-    share = hits.double() / samples
-    centre = (share + z_sq / (2 * samples)) / (1 + z_sq / samples)
-    half = (z_sq * (share * (1 - share) / samples + z_sq / (4 * samples**2))).sqrt() / (1 + z_sq / samples)
-    return share, (centre - half).clamp(min=0), (centre + half).clamp(max=1)
+    gamma, spread_sq, lower, upper = finite_length_law(theta, length, temperature)
+    hits = _count_hits(whiten(w, cov), gamma.flatten(), math.sqrt(spread_sq), (lower, upper), samples, generator)
+    ends = [binomtest(int(count), samples).proportion_ci(method="wilson") for count in hits]
+    low, high = torch.tensor([tuple(each) for each in ends], dtype=torch.float64).T  # (n,) each
+    return PropagationEstimate(*(part.reshape(theta.shape) for part in (hits / samples, low, high)))
 
 
 def _count_hits(

@@ -1,5 +1,6 @@
 """Intervals, means over seeds, distances of profiles: thin calls of SciPy with this book's conventions."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,17 +23,18 @@ class Interval(NamedTuple):
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean of independent values, (n,), with its Student t interval; of paired differences: the paired t interval.
+    """Return the mean of independent values, (n,), with its Student t interval; of differences: the paired one.
 
     Equal values give an interval of width zero. Raises ArgumentError below two values or when one is not finite.
     Source: textbook; used wherever the book compares seeds.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or len(data) < 2 or not np.isfinite(data).all():
-        raise ArgumentError(f"values is {data!r}; allowed: at least two finite numbers")
-    mean, error = float(data.mean()), float(stats.sem(data))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(data) - 1)) * error
-    return Interval(mean, mean - half, mean + half)
+        raise ArgumentError(f"values must be at least two finite numbers, got {data!r}")
+    with warnings.catch_warnings():  # SciPy warns of nearly equal values, whose interval is what is wanted
+        warnings.simplefilter("ignore", RuntimeWarning)
+        low, high = stats.ttest_1samp(data, 0.0).confidence_interval(confidence)
+    return Interval(float(data.mean()), float(low), float(high))
 
 
 def spearman_interval(
@@ -44,30 +46,58 @@ def spearman_interval(
     confidence: float = 0.95,
     blocks: ArrayLike | None = None,
 ) -> Interval:
-    """Spearman rank correlation of paired values, (n,) and (n,), with a seeded percentile-bootstrap interval.
+    """Return Spearman's rank correlation of paired values with a seeded percentile-bootstrap interval.
 
-    blocks: (n,) labels of equally many pairs each; whole blocks are resampled, for pairs that share what their block
-    shares. Raises ArgumentError when lengths differ, fewer than five pairs are given, or blocks differ in size.
+    Parameters
+    ----------
+    x, y
+        Paired values, (n,) each, n >= 5.
+    seed
+        Of the resampled pairs. A resample of one repeated value counts as uncorrelated.
+    resamples
+        Number of resamples.
+    confidence
+        Level of the interval.
+    blocks
+        Labels, (n,), of blocks of one size that are resampled whole, for pairs that share what their block shares.
+
+    Raises ArgumentError when lengths differ, fewer than five pairs are given, or blocks differ in size.
     Source: textbook; used for the heads of real models.
     """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or len(first) < 5:
-        raise ArgumentError(f"x and y have shapes {first.shape} and {second.shape}; allowed: two equal (n,), n >= 5")
+        raise ArgumentError(f"x and y must have equal shapes (n,) with n >= 5, got {first.shape} and {second.shape}")
     members = _members(np.arange(len(first)) if blocks is None else np.asarray(blocks))  # (blocks, pairs of each)
-    chosen = np.random.default_rng(seed).integers(0, len(members), size=(resamples, len(members)))
-    draws = members[chosen].reshape(resamples, -1)
-    ranks = [stats.rankdata(data[draws], axis=1) - (len(first) + 1) / 2 for data in (first, second)]
-    with np.errstate(invalid="ignore"):  # a resample of one repeated value has no correlation
-        values = (ranks[0] * ranks[1]).sum(1) / np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
-    low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+
+    def statistic(chosen: NDArray[Any], axis: int = -1) -> NDArray[Any]:
+        places = members[np.moveaxis(chosen, axis, -1)].reshape(*chosen.shape[:-1], -1)
+        return _rank_correlation(first[places], second[places])
+
+    found = stats.bootstrap(
+        (np.arange(len(members)),),
+        statistic,
+        n_resamples=resamples,
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=seed,
+    )
+    low, high = found.confidence_interval
     return Interval(float(stats.spearmanr(first, second).statistic), float(low), float(high))
+
+
+def _rank_correlation(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[Any]:
+    """Spearman's correlation along an axis; `stats.spearmanr` takes one pair of samples at a time."""
+    ranks = [stats.rankdata(each, axis=axis) - (x.shape[axis] + 1) / 2 for each in (x, y)]
+    size = np.sqrt((ranks[0] ** 2).sum(axis) * (ranks[1] ** 2).sum(axis))
+    return np.asarray((ranks[0] * ranks[1]).sum(axis) / np.where(size > 0, size, 1))
 
 
 def _members(blocks: NDArray[Any]) -> NDArray[np.int64]:
     """Return the places of each block, (blocks, size); ArgumentError unless all blocks have one size."""
     names, sizes = np.unique(blocks, return_counts=True)
     if len(set(sizes.tolist())) > 1:
-        raise ArgumentError(f"blocks have sizes {sorted(set(sizes.tolist()))}; allowed: one size")
+        raise ArgumentError(f"blocks must have one size, got sizes {sorted(set(sizes.tolist()))}")
     return np.stack([np.flatnonzero(blocks == name) for name in names])
 
 
@@ -91,13 +121,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def difference_means(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean of `difference` over seeds with its paired 95% t interval: columns `by`, estimate, low, high, seeds."""
-    rows = []
-    for keys, group in differences.groupby(list(by), sort=False):
-        mean = mean_interval(group["difference"].tolist())
-        found = {"estimate": mean.estimate, "low": mean.low, "high": mean.high, "seeds": len(group)}
-        rows.append(dict(zip(by, keys, strict=True)) | found)
-    return pd.DataFrame(rows, columns=[*by, "estimate", "low", "high", "seeds"])
+    """Return the mean of `difference` over seeds with its paired 95% t interval: `by`, estimate, low, high, seeds."""
+    counts = differences.groupby(list(by), sort=False)["difference"].size()
+    return over_seeds(differences, by, "difference").assign(seeds=counts.to_numpy())
 
 
 def correlations(
@@ -147,7 +173,7 @@ def bin_middles(location: pd.Series, bins: int) -> NDArray[Any]:
 
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean over the rows of each group with its 95% t interval (NaN for one row): `by`, estimate, low, high."""
+    """Return the mean of each group with its 95% t interval (NaN for one row): columns `by`, estimate, low, high."""
     rows = [
         dict(zip(by, keys, strict=True)) | mean_interval(values.tolist())._asdict()
         for keys, values in table.groupby(list(by), sort=False)[value]
@@ -155,11 +181,7 @@ def over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFra
     return pd.DataFrame(rows, columns=[*by, "estimate", "low", "high"])
 
 
-def intervals(table: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
-    """Mean over the rows of each group with its 95% t interval: columns of `by`, then estimate, low, high."""
-    groups = table.groupby(list(by), sort=False)[column]
-    rows = [dict(zip(by, keys, strict=True)) | t_interval(values)._asdict() for keys, values in groups]
-    return pd.DataFrame(rows)
+intervals = over_seeds  # over anything else that repeats: draws, prompts, heads
 
 
 def quartiles(table: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:

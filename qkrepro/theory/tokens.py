@@ -63,6 +63,16 @@ def ar1_tokens(
     return torch.stack(steps, dim=-2)
 
 
+def increment_covariance(tokens: Tensor) -> Tensor:
+    """Return Σ, the covariance of x_{t+1} − x_t within sequences (batch, length, d) about their mean, (d, d).
+
+    In the precision of the tokens, float32 at least; autocast does not touch it.
+    """
+    tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+    with torch.autocast(tokens.device.type, enabled=False):
+        return torch.cov(tokens.diff(dim=1).flatten(0, 1).mT)
+
+
 def _batch_shape(batch: int | tuple[int, ...]) -> tuple[int, ...]:
     shape = (batch,) if isinstance(batch, int) else tuple(batch)
     for size in shape:

@@ -15,9 +15,9 @@ Source: ours (book, "LocAteR").
 import hashlib
 import math
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from qkrepro.errors import ArgumentError, CorpusError, check_integer, check_number
+from qkrepro.errors import ArgumentError, CorpusError, RunError, check_integer, check_number
+from qkrepro.files import write_atomically
 from qkrepro.models.run_words import EOS, UNK
 
 SPLITS = ("train", "valid", "test")
@@ -143,14 +144,13 @@ def _fetch_wikitext_2(folder: Path) -> Path:
             'fetches it, pip install "qkrepro[hub]"'
         ) from None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for split, stored in zip(SPLITS, ("train", "validation", "test"), strict=True):
             path = hf_hub_download(HUB_DATASET, HUB_FILE.format(stored), repo_type="dataset")
             rows = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
             raw = hub_text(rows).encode()
             if hashlib.sha256(raw).hexdigest() != WIKITEXT_2_DIGESTS[split]:
                 raise CorpusError(f"the {split} split fetched from {HUB_DATASET} is damaged or has changed (sha256)")
-            _replace(folder / f"{split}.txt", raw)
+            write_atomically(folder / f"{split}.txt", raw)
     except CorpusError:
         raise
     except Exception as error:  # the hub client raises many kinds; all of them mean that nothing came
@@ -236,22 +236,8 @@ def _read_cached(path: Path) -> tuple[list[str], dict[str, Tensor]] | None:
 
 def _write_cached(path: Path, words: list[str], ids: Mapping[str, Tensor]) -> None:
     metadata = {"words": "\n".join(words), "ids": _ids_digest(ids)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, safetensors.torch.save(dict(ids), metadata))
-    except OSError:
-        return  # a cache that cannot be written costs a second next time, nothing else
-
-
-def _replace(path: Path, raw: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(raw)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with suppress(RunError):  # a cache that cannot be written costs a second next time, nothing else
+        write_atomically(path, safetensors.torch.save(dict(ids), metadata))
 
 
 def zipf_probabilities(vocabulary: int) -> Tensor:

@@ -10,52 +10,17 @@ Reported of the paper: minimise the scale, maintain the mean. The exact form is 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_number
+from qkrepro.models.packing import QKParameters
 from qkrepro.models.transformer import Attention
 
 SCALES = ("frobenius", "trace-square", "variance", "deviation")
 MEANS = ("penalty", "projection", "keep")
-
-
-class QKHolder(Protocol):
-    """The parameters that hold the query and key weights of a layer, and how to see heads in them."""
-
-    @property
-    def query(self) -> Tensor: ...  # noqa: D102
-
-    @property
-    def key(self) -> Tensor: ...  # noqa: D102
-
-    def split(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]: ...  # noqa: D102
-
-    def weights(self) -> tuple[Tensor, Tensor]: ...  # noqa: D102
-
-
-class QKParameters(NamedTuple):
-    """The parameters that hold the query and key weights of a layer, (heads · d_head, d_model) each.
-
-    One packed parameter, (3 d_model, d_model) with queries first, then keys, stands in both places.
-    """
-
-    query: Tensor
-    key: Tensor
-    heads: int
-
-    def split(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Views (heads, d_head, d_model) of two tensors laid out like the parameters: weights or gradients."""
-        if query is key and query.shape[0] == 3 * query.shape[1]:
-            query, key = torch.chunk(query, 3)[:2]
-        w_q, w_k = (w.reshape(self.heads, -1, w.shape[-1]) for w in (query, key))
-        return w_q, w_k
-
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """w_q and w_k, (heads, d_head, d_model)."""
-        return self.split(self.query, self.key)
 
 
 def attention_modules(model: nn.Module) -> list[Attention | nn.MultiheadAttention]:
@@ -74,17 +39,19 @@ def find_qk_parameters(model: nn.Module) -> list[QKParameters]:
 
     Raises ArgumentError when there is none, ShapeError when queries and keys come from different widths.
     """
-    found: list[QKParameters] = []
+    layers = []
     for module in attention_modules(model):
         if isinstance(module, Attention):
-            found.append(QKParameters(module.query.weight, module.key.weight, module.heads))
+            layers.append(QKParameters(module.query.weight, module.key.weight, module.heads, module.heads))
+        elif module.in_proj_weight is None:
+            heads = module.num_heads
+            layers.append(QKParameters(module.q_proj_weight, module.k_proj_weight, heads, heads))
         else:
-            packed = module.in_proj_weight
-            query, key = (module.q_proj_weight, module.k_proj_weight) if packed is None else (packed, packed)
-            found.append(QKParameters(query, key, module.num_heads))
-    for each in found:
-        _check_pair(*each.weights())
-    return found
+            packed, heads = module.in_proj_weight, module.num_heads
+            layers.append(QKParameters(packed, packed, heads, heads, "thirds"))
+    for parameters in layers:
+        _check_pair(*parameters.weights())
+    return layers
 
 
 @dataclass(frozen=True)
@@ -127,7 +94,7 @@ class LocAteR:
     target_trace: float = 1.0
     scale: str = "frobenius"
     mean: str = "penalty"
-    find: Callable[[nn.Module], Sequence[QKHolder]] = find_qk_parameters
+    find: Callable[[nn.Module], Sequence[QKParameters]] = find_qk_parameters
     tokens: Callable[[], Sequence[Tensor]] | None = None
 
     @classmethod
@@ -238,7 +205,7 @@ def project_gradients(w_q: Tensor, w_k: Tensor, grad_q: Tensor, grad_k: Tensor) 
     grad_k -= along / size * w_q
 
 
-def _projection_hook(parameters: QKHolder) -> Callable[[Tensor], None]:
+def _projection_hook(parameters: QKParameters) -> Callable[[Tensor], None]:
     """Project whenever one of the two gradients has grown; projecting is linear, so repeating it does no harm."""
 
     def hook(_: Tensor) -> None:

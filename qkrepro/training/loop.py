@@ -24,18 +24,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qkrepro.errors import CorpusError, RunError
-from qkrepro.files import write_atomically
+from qkrepro.files import remove_abandoned, write_atomically
 from qkrepro.models.run_words import VOCABULARY
 from qkrepro.training.configuration import RunConfiguration, described
 from qkrepro.training.corpus import Corpus, load_corpus
-from qkrepro.training.increment_covariance import IncrementCovariances
 from qkrepro.training.initial_weights import build_model
 from qkrepro.training.locater import LocAteR
 from qkrepro.training.measurements import Block, cut, mean_loss, measure
 from qkrepro.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from qkrepro.training.peers import after_update
-from qkrepro.training.records import environment, is_recorded, remove_abandoned, write_arrays, write_json, write_metrics
+from qkrepro.training.records import environment, is_recorded, write_arrays, write_json, write_metrics
 from qkrepro.training.resume import BEST, CHECKPOINT, load_checkpoint, save_checkpoint
+from qkrepro.training.running_covariance import IncrementCovariances
 from qkrepro.training.vocabulary_loss import vocabulary_loss
 
 

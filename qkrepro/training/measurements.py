@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from qkrepro.errors import CorpusError
+from qkrepro.models.head_products import as_array, products_in_covariance
 from qkrepro.models.transformer import LanguageModel, LayerTrace, QKWeights
 from qkrepro.theory.attention import attention_entropy, causal_mask, saturation, softmax_gradient_mass
 from qkrepro.theory.propagation import signal_propagation_limit
 from qkrepro.theory.rank import mean_cosine_similarity, rank_residual
 from qkrepro.theory.spectrum import qk_eigenvalues, qk_moments
+from qkrepro.theory.tokens import increment_covariance
 from qkrepro.training.concentration import concentration
 from qkrepro.training.vocabulary_loss import vocabulary_nll
 
@@ -145,15 +147,15 @@ def _predict(head: QKWeights, x: Tensor) -> tuple[Tensor, dict[str, float]]:
     x: (sequences, T, d_model). The bias b of the queries adds x_iᵀ w_kᵀ b to the logit, a walk with the variance
     α ‖Σ^{1/2} w_kᵀ b‖², where the matrix term has αT ‖M‖_F²: it enters as ‖M‖_F² + ‖Σ^{1/2} w_kᵀ b‖²/T.
     """
-    length, increments = x.shape[1], x.double().diff(dim=1).flatten(0, 1)  # (sequences·(T − 1), d_model)
-    q, k, b = (w.double() for w in (head.w_q, head.w_k, head.b_q))
-    cov = torch.cov(increments.T)  # (d_model, d_model)
-    qq, kk, kq = q @ cov @ q.T, k @ cov @ k.T, k @ cov @ q.T  # (d_head, d_head)
-    trace, trace_square = float(kq.trace()), float((kq * kq.T).sum())
-    frobenius_square, bias_square = float((qq * kk).sum()), max(0.0, float(b @ kk @ b))
+    length, d_head = x.shape[1], len(head.w_q)
+    products = products_in_covariance(head.w_q[None], head.w_k[None], increment_covariance(x.double()))
+    trace, trace_square = float(products.trace()[0]), float(products.trace_sq()[0])
+    bias = as_array(head.b_q)
+    frobenius_square = float(products.frobenius_sq()[0])
+    bias_square = max(0.0, float(bias @ products.gram_k[0] @ bias))
     theta = torch.arange(1, length + 1, dtype=torch.float64) / length
     spread = frobenius_square + bias_square / length
-    rho = signal_propagation_limit(theta, trace, trace_square, spread, float(len(q)) ** 0.5, length)
+    rho = signal_propagation_limit(theta, trace, trace_square, spread, d_head**0.5, length)
     walk = {"trace": trace, "trace_square": trace_square, "frobenius": frobenius_square**0.5, "bias": bias_square**0.5}
     walk |= {"concentration": float(concentration(trace, frobenius_square**0.5))}
     return rho, {f"walk_{name}": value for name, value in walk.items()}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qkrepro.errors import ArgumentError, check_choice, check_integer, check_number
+from qkrepro.models.packing import split_heads
 from qkrepro.models.transformer import Attention
 from qkrepro.training.attention_inputs import AttentionInput, largest_logits, watch_inputs
 from qkrepro.training.locater import attention_modules, find_qk_parameters
@@ -187,14 +188,14 @@ def _head_parts(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor, T
     """w_q, w_k (heads, d_head, d_model) and b_q, b_k (heads, d_head) of a layer, as views; zeros without biases."""
     module = attention_modules(model)[layer]
     w_q, w_k = (w.detach() for w in find_qk_parameters(module)[0].weights())
+    heads = len(w_q)
     if isinstance(module, Attention):
-        biases: Any = (module.query.bias, module.key.bias)
+        b_q, b_k = split_heads(module.query.bias, module.key.bias, "separate", heads, heads)
     elif module.in_proj_bias is None:
-        biases = w_q.new_zeros(2, w_q.shape[0] * w_q.shape[1])
+        b_q, b_k = w_q.new_zeros(2, *w_q.shape[:2])
     else:
-        biases = module.in_proj_bias.chunk(3)[:2]
-    b_q, b_k = (bias.detach().view(w_q.shape[:2]) for bias in biases)
-    return w_q, w_k, b_q, b_k
+        b_q, b_k = split_heads(module.in_proj_bias, module.in_proj_bias, "thirds", heads, heads)
+    return w_q, w_k, b_q.detach(), b_k.detach()
 
 
 def _normaliser(module: Attention, *, scaled: bool) -> Any:

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from qkrepro.errors import RunError
-from qkrepro.files import write_atomically
+from qkrepro.files import git, write_atomically
 
 RECORD_FILES = ("metrics.csv", "spectrum.npz", "timing.json", "run.json")  # in the order they are written
 PACKAGES = ("qkrepro", "torch", "numpy")
@@ -36,12 +35,6 @@ def run_identity(configuration: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits that name a configuration (JSON values; the order of its keys does not matter)."""
     text = json.dumps(configuration, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove what a killed process left of a file it was writing; only for who holds the folder's lock."""
-    for left in folder.glob(".*.[0-9]*.[0-9]*"):
-        left.unlink(missing_ok=True)
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -146,12 +139,9 @@ def _revision() -> str:
     if given := os.environ.get("QKREPRO_REVISION"):
         return given
     here = Path(__file__).parents[1]  # the package
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "."], cwd=here, check=False)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return str(head.stdout).strip() + "+" * (changed.returncode != 0)
+    head = git(here, "rev-parse", "HEAD")
+    changed = git(here, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return head + "+" * bool(changed) if head else "unknown"
 
 
 def processor() -> str:

@@ -29,7 +29,7 @@ from qkrepro.models.transformer import LanguageModel, QKWeights
 from qkrepro.theory.attention import saturation
 from qkrepro.theory.rank import rank_residual
 from qkrepro.theory.statistics import bin_middles, total_variation
-from qkrepro.theory.tokens import random_walk
+from qkrepro.theory.tokens import increment_covariance, random_walk
 from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.corpus import load_corpus
 from qkrepro.training.initial_weights import build_model
@@ -79,15 +79,10 @@ def head_tokens(seen: Seen) -> Tensor:
     return seen.model.eval().trace(seen.tokens)[0].inputs.double()  # without dropout
 
 
-def increment_covariance(x: Tensor) -> Tensor:
-    """Σ, the covariance (d, d) of x_{t+1} − x_t over all sequences and locations about their mean, float64."""
-    return torch.cov(_increments(x).flatten(0, 1).T)
-
-
 def walk_like(x: Tensor, generator: Generator, sequences: int | None = None) -> Tensor:
     """Random walks of the length and the increments' covariance of x, as many as x or `sequences`: (n, T, d)."""
     number = len(x) if sequences is None else sequences
-    return random_walk(x.shape[1], x.shape[2], cov=increment_covariance(x), batch=number, generator=generator)
+    return random_walk(x.shape[1], x.shape[2], cov=increment_covariance(x.double()), batch=number, generator=generator)
 
 
 def increment_correlation(x: Tensor, lags: Sequence[int]) -> Tensor:
@@ -110,12 +105,12 @@ def variance_growth(x: Tensor) -> Tensor:
     """
     if len(x) < 2:
         raise ShapeError(f"tokens has shape {tuple(x.shape)}; allowed: (sequences, T, d), sequences >= 2")
-    return x.double().var(0).sum(-1) / increment_covariance(x).trace()
+    return x.double().var(0).sum(-1) / increment_covariance(x.double()).trace()
 
 
 def covariance_change(x: Tensor) -> float:
     """‖Σ₁ − Σ₂‖_F / ‖Σ‖_F for the increments of the first and the second half of the sequences; 0 for a long walk."""
-    half = x.shape[1] // 2
+    x, half = x.double(), x.shape[1] // 2
     first, second = increment_covariance(x[:, : half + 1]), increment_covariance(x[:, half:])
     return float((first - second).norm() / increment_covariance(x).norm())
 

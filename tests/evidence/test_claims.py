@@ -295,10 +295,10 @@ def test_a_chapter_without_numbers_reads_not_run(tmp_path: Path):
 
 def test_a_stored_verdict_that_no_longer_follows_is_named(tmp_path: Path):
     table = verdicts(tmp_path)
-    table[["claim", "outcome", "because"]].to_csv(tmp_path / STORED, index=False)
+    table[["claim", "outcome", "because", "holds", "of"]].to_csv(tmp_path / STORED, index=False)
     assert changed_verdicts(table, tmp_path) == []
     edited = table.assign(outcome=["reproduced", *table["outcome"][1:]])
-    edited[["claim", "outcome", "because"]].to_csv(tmp_path / STORED, index=False)
+    edited[["claim", "outcome", "because", "holds", "of"]].to_csv(tmp_path / STORED, index=False)
     assert changed_verdicts(table, tmp_path) == [all_claims()[0].name]
 
 

@@ -3,16 +3,21 @@
 Needs chromium (Debian: apt install chromium). Where it is missing these tests are skipped, but fail when CI is set.
 """
 
+import math
 from collections.abc import Iterator
 from importlib.metadata import distribution
 
 import pytest
 import torch
 from browsing import READY, is_here, running_browser, served, skip_without_chromium
-from checkout_copy import Copy
+from checkout_copy import ROOT, Copy
 
-from qkrepro.publishing.interactive import KNOBS, LOCATIONS, ROWS
-from qkrepro.theory.propagation import signal_propagation_limit
+from qkrepro.publishing.explorer_marks import cell_states
+from qkrepro.publishing.explorer_values import VALUES, law_spectrum, read_values
+from qkrepro.theory.attention import attention_logits, causal_mask, piecewise_linear_attention
+from qkrepro.theory.depth import TOKEN_LAWS, Spectrum, Stack, draw_tokens, first_attention, layer_entropy
+from qkrepro.theory.propagation import signal_propagation
+from qkrepro.theory.spectrum import random_spectrum_matrix
 
 VIEWS = [(width, scheme) for width in (400, 1400) for scheme in ("light", "dark")]
 LOOK = """() => ({
@@ -27,7 +32,8 @@ LOOK = """() => ({
 CHECK = """async () => (await axe.run({exclude: [["mjx-container"]]}, {resultTypes: ["violations"]})).violations
   .filter(each => ["serious", "critical"].includes(each.impact))
   .map(each => `${each.id}: ${each.nodes.map(node => node.html.slice(0, 150)).join(" ")}`)"""
-CHECKED = ["intro", "interactive", "claims", "provenance", "setting", "glossary", "your_model"]
+OFF_GRID = [(7.3, 1.9), (-21.4, 0.6), (0.0, 5.1)]  # places of the plane: mean, dispersion
+CHECKED = ["intro", "plane", "claims", "provenance", "setting", "glossary", "your_model"]
 
 skip_without_chromium()
 pytestmark = pytest.mark.slow
@@ -124,45 +130,118 @@ def test_an_accessibility_checker_finds_nothing_serious(address: str, browser: o
     assert {name: violations for name, violations in found.items() if violations} == {}
 
 
-def test_the_knobs_answer_to_the_keyboard_with_the_values_of_the_package(address: str, browser: object) -> None:
-    page = browser.new_page()
-    page.goto(f"{address}/book/interactive.html")
-    page.wait_for_function("window.rhoView && document.querySelector('#rho-summary').textContent")
-    for knob in KNOBS:
-        before = page.locator(".rho").inner_text()
-        page.locator(f"#rho-{knob.name}").focus()
-        for key in ("ArrowRight", "ArrowRight", "ArrowRight"):
-            page.keyboard.press(key)
-        assert page.locator(".rho").inner_text() != before, knob.name
-        assert page.locator(f"#rho-{knob.name}").get_attribute("aria-valuetext")
-    values = {knob.name: float(page.locator(f"#rho-{knob.name}").input_value()) for knob in KNOBS}
-    drawn = page.evaluate(f"rhoView.data('{ROWS}').map(row => row.rho)")
-    dim, theta = 2 ** values["log_dim"], torch.arange(1, LOCATIONS + 1, dtype=torch.float64) / LOCATIONS
-    expected = signal_propagation_limit(
-        theta,
-        dim * values["mean"],
-        dim * (values["mean"] ** 2 + 10 ** values["log_variance"]),
-        temperature=10 ** values["log_temperature"],
-        length=int(2 ** values["log_length"]),
-    )
-    torch.testing.assert_close(torch.tensor(drawn, dtype=torch.float64), expected, atol=1e-9, rtol=1e-6)
-    shown = [float(cell) for cell in page.locator(".rho-values td").all_inner_texts()]
-    assert shown == [
-        round(drawn[int(step) - 1], 3)
-        for step in page.locator(".rho-values td").evaluate_all("cells => cells.map(cell => cell.dataset.step)")
-    ]
+def opened_plane(address: str, browser: object, **options: object) -> object:
+    page = browser.new_context(**({"viewport": {"width": 1400, "height": 900}} | options)).new_page()
+    page.goto(f"{address}/book/plane.html")
+    page.wait_for_function("window.explorer && document.querySelector('[data-part=summary]').textContent")
+    return page
+
+
+def test_the_plane_computes_attention_and_eigenvalues_as_the_package_does(address: str, browser: object) -> None:
+    page = opened_plane(address, browser)
+    for tokens in TOKEN_LAWS:
+        for mean, spread in OFF_GRID:
+            weights = first_attention([Spectrum(mean, spread)], Stack(tokens=tokens), seed=0)[0]
+            seen = page.evaluate(
+                "([law, x, y]) => { const { weights, entropy } = explorer.laws.attention(law, 'true', x, y);"
+                " return [[...weights], entropy, [...explorer.laws.eigenvalues(law, x, y)]] }",
+                [tokens, mean, spread],
+            )
+            drawn = torch.tensor(seen[0], dtype=torch.float64).view(64, 64)
+            torch.testing.assert_close(drawn, weights, atol=0.01, rtol=0)
+            assert abs(seen[1] - float(layer_entropy(weights)) / math.log(48)) < 0.005
+            assert abs(sum(seen[2]) - mean) < 0.01
+    clipped = page.evaluate("[...explorer.laws.attention('random walk', 'linearised', 7.3, 1.9).weights]")
+    generator = torch.Generator().manual_seed(0)
+    x = draw_tokens(Stack(), generator)
+    w = 7.3 / 64 * torch.eye(64) + 1.9 / 8 * random_spectrum_matrix(64, 0.0, 1.0, generator=generator)
+    expected = piecewise_linear_attention(attention_logits(x, w), mask=causal_mask(64))
+    torch.testing.assert_close(torch.tensor(clipped, dtype=torch.float64).view(64, 64), expected, atol=0.002, rtol=0)
     page.close()
 
 
-def test_a_case_button_moves_the_curve_and_says_what_it_shows(address: str, browser: object) -> None:
-    page = browser.new_page()
-    page.goto(f"{address}/book/interactive.html")
-    page.wait_for_function("window.rhoView && document.querySelector('#rho-summary').textContent")
-    curve = "document.querySelector('#rho-chart .mark-line path, #rho-chart .layer_1_layer_1_marks path')"
-    before = page.evaluate(f"{curve}.getAttribute('d')")
-    page.locator("button", has_text="broad").click()
-    assert "no site is shut out" in page.locator("#rho-summary").inner_text()
-    assert page.evaluate(f"{curve}.getAttribute('d')") != before
+@pytest.mark.parametrize("dim", [2, 4, 64])
+def test_the_plane_draws_the_exact_law_of_the_package_between_its_nodes(
+    address: str, browser: object, dim: int
+) -> None:
+    page = opened_plane(address, browser)
+    for length in (64, 8192):
+        for mean, spread in [*OFF_GRID, (0.37, 0.3)]:
+            rows = page.evaluate("place => explorer.laws.profile(...place)", [dim, length, mean, spread])
+            eigenvalues = mean / dim + spread / dim**0.5 * torch.from_numpy(law_spectrum(dim))
+            at = rows[:: 32 if length == 64 else 8]  # whole tokens, or next to one: the page draws between them
+            asked = torch.tensor([row["theta"] for row in at], dtype=torch.float64)
+            exact = signal_propagation(asked, torch.diag(eigenvalues), length=length, method="exact")
+            drawn = torch.tensor([row["exact"] for row in at], dtype=torch.float64)
+            torch.testing.assert_close(drawn, exact, atol=0.012 if dim < 8 else 0.005, rtol=0)
+            normal = signal_propagation(asked, torch.diag(eigenvalues), length=length)
+            drawn = torch.tensor([row["gaussian"] for row in at], dtype=torch.float64)
+            torch.testing.assert_close(drawn, normal, atol=1e-6 if length == 64 else 1e-3, rtol=0)
+    page.close()
+
+
+def test_the_point_answers_to_mouse_touch_and_keys_and_says_where_it_is(address: str, browser: object) -> None:
+    page = opened_plane(address, browser, has_touch=True)
+    box, handle = page.locator("[data-part=plane]").bounding_box(), page.locator("[data-part=handle]")
+    places = [handle.get_attribute("aria-valuetext")]
+    page.mouse.move(box["x"] + 100, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 300, box["y"] + 100, steps=4)
+    page.mouse.up()
+    steps = [lambda: page.touchscreen.tap(box["x"] + 200, box["y"] + 250)]
+    steps += [lambda key=key: handle.press(key) for key in ("ArrowRight", "ArrowUp", "Home", "PageUp")]
+    steps += [lambda name=name: page.locator(f"[data-part={name}]").press("ArrowRight") for name in ("mean", "layer")]
+    for step in [lambda: None, *steps]:
+        step()
+        page.wait_for_timeout(60)
+        places.append(handle.get_attribute("aria-valuetext") + page.locator("[data-part=layer-value]").inner_text())
+    assert len(set(places)) == len(places)
+    page.wait_for_function("document.querySelector('[data-part=summary]').textContent.includes('at 9 layers')")
+    centre = handle.bounding_box()
+    x = page.evaluate("explorer.views.plane.scale('x')(explorer.chosen.mean)")
+    assert abs(centre["x"] + centre["width"] / 2 - box["x"] - 56 - x) < 1.5
+    page.close()
+
+
+def test_the_switches_change_the_map_and_the_word_for_the_point(address: str, browser: object) -> None:
+    page = opened_plane(address, browser)
+    maps = []
+    for choice in ("random walk", "independent", "AR(1)", "linearised"):
+        page.locator("label", has_text=choice).first.click()
+        page.wait_for_timeout(100)
+        maps.append(page.evaluate("explorer.views.plane.data('cells').map(cell => cell.state).join()"))
+    assert len(set(maps)) == 4
+    values = read_values(ROOT / VALUES)
+    assert maps[1].split(",") == cell_states(values, "independent", "true", 8)
+    assert maps[3].split(",") == cell_states(values, "AR(1)", "linearised", 8)
+    for choice in ("true", "random walk"):
+        page.locator(".explorer-group label", has_text=choice).first.click()
+    words = {"neither": "Safe", "tokens alike": "Tokens become", "few tokens": "Attention on few", "both": "Both"}
+    for name, word in words.items():
+        page.locator("button", has_text=name).click()
+        page.wait_for_timeout(600)
+        assert page.locator("[data-part=verdict]").inner_text().startswith(word)
+    page.close()
+
+
+def test_the_plane_is_above_the_fold_and_a_frame_of_it_takes_less_than_a_sixtieth_of_a_second(
+    address: str, browser: object
+) -> None:
+    page = opened_plane(address, browser)
+    box = page.locator("[data-part=plane]").bounding_box()
+    assert box["y"] + box["height"] < 900
+    work = """() => Array.from({ length: 120 }, (_, i) => {
+      explorer.chosen.mean = 0.5 * i - 30; explorer.chosen.dispersion = 0.25 * 2 ** ((i % 28) / 4);
+      const start = performance.now(); explorer.update(); return performance.now() - start;
+    }).sort((a, b) => a - b)[60]"""
+    assert min(page.evaluate(work) for _ in range(3)) < 1000 / 60
+    page.close()
+
+
+def test_a_reader_who_wants_no_motion_gets_none(address: str, browser: object) -> None:
+    page = opened_plane(address, browser, reduced_motion="reduce")
+    page.locator("button", has_text="Xavier").click()
+    assert page.evaluate("explorer.chosen.mean") == 0
     page.close()
 
 

@@ -5,12 +5,16 @@ import json
 import re
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 
+import qkrepro as qk
 from qkrepro.publishing.claims_pages import all_claims, claims_page
+from qkrepro.publishing.front_page import chapter_map
 
 ROOT = Path(__file__).parents[2]
+API_PAGE_KB = 300
 PAGES = sorted((ROOT / "book").glob("*.md"))
 MARKS = {"paper": "primary", "reported": "info", "derived": "muted-line", "literature": "muted", "ours": "success"}
 
@@ -31,11 +35,16 @@ def modules():
     return [".".join(path.with_suffix("").parts) for path in paths if path.stem != "__init__"]
 
 
-def test_api_page_puts_each_module_under_one_heading():
-    text = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
-    named = " ".join(re.findall(r"<!-- modules: ([\w. ]+) -->", text)).split()
-    assert len(named) == len(set(named))
-    assert set(named) == set(modules())
+def test_every_room_has_one_api_page_in_the_table_of_contents():
+    rooms = {path.stem for path in (ROOT / "qkrepro").iterdir() if (path / "__init__.py").is_file()}
+    below = {path.stem for path in (ROOT / "qkrepro").glob("*.py")} - {"__init__"}
+    contents = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    named = []
+    for page in (ROOT / "book" / "api").glob("*.md"):
+        assert contents.count(f"- file: book/api/{page.stem}\n") == 1
+        named += re.search(r"<!-- modules: ([\w ]+) -->", page.read_text(encoding="utf-8"))[1].split()
+    assert sorted(named) == sorted(rooms | below)
+    assert len(rooms) == 7
 
 
 def test_every_reference_is_cited_and_has_a_doi():
@@ -127,8 +136,35 @@ def test_built_prose_has_no_markup_left_over(built):
 
 
 @pytest.mark.slow
-def test_built_api_page_has_every_module(built):
-    article = built_article(built, "api")
+def test_built_api_pages_have_every_module_once_and_stay_small(built):
+    pages = [path.stem for path in (ROOT / "book" / "api").glob("*.md")]
+    articles = "".join(built_article(built, f"api/{page}") for page in pages)
     assert len(modules()) > 50
     for name in modules():
-        assert f"module-qkrepro.{name}" in article, name
+        assert articles.count(f'id="module-qkrepro.{name}"') == 1, name
+    for page in pages:
+        assert (built.root / "_build" / "html" / "book" / "api" / f"{page}.html").stat().st_size < API_PAGE_KB * 1000, (
+            page
+        )
+
+
+@pytest.mark.slow
+def test_built_front_door_leads_to_every_name(built):
+    article = built_article(built, "api")
+    names = [name for name in qk.__all__ if name != "__version__"]
+    for name in names:
+        module = getattr(qk, name).__module__
+        page = f"api/{module.split('.')[1]}.html"
+        assert f'href="{page}#{module}.{name}"' in article, name
+        assert f'id="{module}.{name}"' in built_article(built, page.removesuffix(".html"))
+    assert len(names) > 20
+
+
+def test_the_question_of_a_chapter_is_the_paragraph_below_its_answer_box(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    box = ":::{admonition} In short\n:class: answer\n{verdict}`a: partly`\n\nMore.\n:::\n\n"
+    for text in (f"(ch-a)=\n# A\n\n{box}Does it?\n\nYes.", "# A\n\nDoes it?"):
+        cells = [nbformat.v4.new_markdown_cell(text)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "a.ipynb")
+        toc = {"parts": [{"caption": "Run", "numbered": True, "chapters": [{"file": "notebooks/a"}]}]}
+        assert "| {doc}`../notebooks/a` | Does it? |" in chapter_map(tmp_path, toc)

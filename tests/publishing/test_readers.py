@@ -1,10 +1,9 @@
 """Three readers, each from the first page to what they came for: ten minutes, one claim to check, a session of 2 GB.
 
-What a reader would read off a page is read off the page here: minutes, counts, links, commands. Needs chromium (Debian:
+What a reader would read off a page is read off the page here: counts, links, commands. Needs chromium (Debian:
 apt install chromium); where it is missing the stories are skipped, but fail when CI is set.
 """
 
-import dataclasses
 import json
 import os
 import re
@@ -28,9 +27,7 @@ from browsing import READY, is_here, running_browser, served, skip_without_chrom
 from checkout_copy import Copy, make_copy
 from laboratory import laboratory, open_chapter, run_all_cells, wait_until_all_cells_ran
 
-from qkrepro.errors import SiteError
 from qkrepro.evidence.numbers import INTERACTIVE
-from qkrepro.publishing.front_page import Stop, part_minutes, reading_path
 from qkrepro.publishing.notebooks import read_notebook
 
 SCREEN = {"width": 1400, "height": 900}
@@ -177,18 +174,6 @@ def _counted(text: str) -> dict[str, dict[str, int]]:
     return counts
 
 
-def test_a_path_counts_the_words_and_figures_of_a_part_and_of_what_it_includes(tmp_path: Path) -> None:
-    (tmp_path / "generated").mkdir()
-    (tmp_path / "generated" / "part.md").write_text("word " * 180)
-    include, figure = "```{include} generated/part.md\n```\n", "```{figure} x\n```\n"
-    (tmp_path / "page.md").write_text(f"{'word ' * 500}\n## Here\n{include}{'word ' * 175}\n{figure}## There\n{figure}")
-    stop = Stop("page", "## Here", "## There", "here")
-    assert part_minutes(tmp_path, stop) == 3.0
-    assert "**With 6 minutes**" in reading_path(tmp_path, (stop, stop))
-    with pytest.raises(SiteError, match="## Nowhere"):
-        part_minutes(tmp_path, dataclasses.replace(stop, end="## Nowhere"))
-
-
 @pytest.mark.slow
 def test_ten_minutes_lead_from_the_front_page_to_a_knob_that_moves_the_figure(address: str, browser: object) -> None:
     start = time.perf_counter()
@@ -206,13 +191,10 @@ def test_ten_minutes_lead_from_the_front_page_to_a_knob_that_moves_the_figure(ad
 
     _follow(page, start_here.first)
     steps = page.locator("#where-to-start ol li")
-    minutes = [int(number) for text in steps.all_inner_texts() for number in re.findall(r"\((\d+) min\)", text)]
-    announced = int(re.search(r"With (\d+) minutes", page.locator("#where-to-start").inner_text())[1])
-    assert len(minutes) == steps.count() > 2
-    assert sum(minutes) <= announced <= 10
+    assert steps.count() > 2
     links = [steps.nth(number).get_by_role("link") for number in range(steps.count())]
     assert [link.count() for link in links] == [0] + [1] * (len(links) - 1)  # the first step is the page itself
-    turned = False
+    steps_taken, turned = len(links), False
     for link in links[1:]:
         _open_front_page(page, address)
         _follow(page, link)
@@ -228,7 +210,7 @@ def test_ten_minutes_lead_from_the_front_page_to_a_knob_that_moves_the_figure(ad
         assert counted == Counter(row["verdict"] for row in claims.values() if row["provenance"] == provenance)
     assert problems == []
     page.close()
-    print(f"\nten minutes: steps of {minutes} minutes, {announced} announced; {time.perf_counter() - start:.1f} s here")
+    print(f"\nten minutes: {steps_taken} steps; {time.perf_counter() - start:.1f} s here")
 
 
 def _turn_a_knob(page: object) -> None:

@@ -1,7 +1,7 @@
 """Every numbered proposition of the theory pages, simulated: setting, linearised softmax, signal propagation.
 
 One test a proposition, named after its label. Oracles are simulations and sums written out here, not the package.
-The propositions on entropy, rank and LocAteR are in test_theory_collapse_and_locater.py.
+The propositions on entropy, rank and LocAteR are in test_theory_collapse_and_locater.py and in the modules beside it.
 """
 
 import itertools
@@ -57,9 +57,9 @@ def test_every_proposition_has_a_test_of_its_name():
     labels = {
         label.replace("-", "_")
         for page in PAGES.glob("*.md")
-        for label in re.findall(r"^:label: ((?:prop|lem)-\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        for label in re.findall(r"^:label: ((?:prop|lem|conj)-\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     }
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_theory_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     missing = sorted(label for label in labels if not re.search(rf"def test_{label}(_|\()", tests))
     assert len(labels) > 30
     assert not missing

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 
 from qkrepro.errors import ArgumentError, RunError, ShapeError
-from qkrepro.theory.tokens import independent_tokens, random_walk
+from qkrepro.theory.tokens import increment_covariance, independent_tokens, random_walk
 from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.loop import train
 from qkrepro.training.measurements import measure
@@ -22,7 +22,6 @@ from qkrepro.training.walk_checks import (
     covariance_change,
     head_tokens,
     increment_correlation,
-    increment_covariance,
     last_query_logits,
     law_distances,
     normal_share,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qkrepro.errors import ArgumentError, check_number
+from qkrepro.theory.tokens import increment_covariance
 from qkrepro.training.attention_inputs import AttentionInput, watch_inputs
 
 DECAY = 0.99  # a batch's weight falls to 1/e after 100 updates
@@ -51,10 +52,3 @@ class IncrementCovariances:
         new = increment_covariance(seen.tokens)
         old = self._values.get(seen.layer)
         self._values[seen.layer] = new if old is None else torch.lerp(new, old, self.decay)
-
-
-def increment_covariance(tokens: Tensor) -> Tensor:
-    """Covariance (d, d) of x_{t+1} − x_t within sequences (batch, length, d), about their mean; at least float32."""
-    tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
-    with torch.autocast(tokens.device.type, enabled=False):
-        return torch.cov(tokens.diff(dim=1).flatten(0, 1).mT)

@@ -7,8 +7,9 @@ from torch import nn
 
 from qkrepro.errors import ArgumentError
 from qkrepro.models.transformer import LanguageModel, ModelConfig
-from qkrepro.training.increment_covariance import IncrementCovariances, increment_covariance
+from qkrepro.theory.tokens import increment_covariance
 from qkrepro.training.locater import LocAteR
+from qkrepro.training.running_covariance import IncrementCovariances
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -1,0 +1,171 @@
+"""Cosines of the tokens over depth in infinitely many dimensions: attention, LayerNorm and residual as one recursion.
+
+With W = (ξ/d) I and random value matrices the T × T matrix C of cosines follows C ← normalise(A C Aᵀ), A the causal
+softmax of (ξ/λ) C; with a residual connection C ← normalise(C + A C Aᵀ). Float64; no width appears.
+Source: book, "Theory: how large the mean must be" (ours).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from qkrepro.errors import ArgumentError, ShapeError, check_finite, check_integer, check_number
+from qkrepro.theory.attention import causal_mask, softmax_attention
+
+
+class DepthLimit(NamedTuple):
+    """Cosines of the tokens and attention, layer by layer."""
+
+    cosines: Tensor  # (layers + 1, T, T), the input first
+    attention: Tensor  # (layers, T, T)
+
+
+def walk_cosines(length: int) -> Tensor:
+    """Cosines of a random walk of many dimensions, √(min(s, t)/max(s, t)); float64, (T, T). Raises for T < 2."""
+    check_integer("length", length, at_least=2)
+    position = torch.arange(1, length + 1, dtype=torch.float64)
+    ratio: Tensor = torch.minimum(position, position[:, None]) / torch.maximum(position, position[:, None])
+    return ratio.sqrt()
+
+
+def ar1_cosines(length: int, coefficient: float) -> Tensor:
+    """Cosines φ^|s − t| of a stationary autoregression of many dimensions; float64, (T, T).
+
+    coefficient: φ in [0, 1); 0 gives independent tokens, the identity. Raises ArgumentError for another φ or T < 2.
+    """
+    check_integer("length", length, at_least=2)
+    check_number("coefficient", coefficient, at_least=0)
+    if coefficient >= 1:
+        raise ArgumentError(f"coefficient must lie in [0, 1), got {coefficient!r}")
+    position = torch.arange(length, dtype=torch.float64)
+    distance = (position - position[:, None]).abs()
+    return torch.tensor(coefficient, dtype=torch.float64) ** distance
+
+
+def depth_limit(
+    cosines: Tensor,
+    scaled_mean: float,
+    layers: int,
+    *,
+    dispersion: float = 0.0,
+    residual: bool = False,
+    causal: bool = True,
+    generator: Generator | None = None,
+) -> DepthLimit:
+    """Follow the cosines of the tokens through L layers of attention and LayerNorm as d → ∞.
+
+    cosines: (T, T), symmetric with a unit diagonal, not negative. scaled_mean: ξ/λ, the same in every layer.
+    dispersion: √(dσ²)/λ >= 0; when positive the logits gain a Gaussian matrix, drawn anew in every layer with
+    `generator`, and the recursion is random. residual: add each layer's input to its output. causal: mask later keys.
+    Returns float64 cosines (layers + 1, T, T) and attention (layers, T, T).
+    Raises ShapeError for a matrix that is not square, ArgumentError for one that holds no cosines, a dispersion without
+    a generator, or layers < 1. Source: book, limit of many dimensions (ours).
+    """
+    current = _checked_cosines(cosines)
+    check_number("scaled_mean", scaled_mean)
+    check_integer("layers", layers, at_least=1)
+    check_number("dispersion", dispersion, at_least=0)
+    if dispersion > 0 and generator is None:
+        raise ArgumentError("generator is missing; a positive dispersion draws logits and needs one")
+    mask = causal_mask(len(current)) if causal else None
+    all_cosines, all_attention = [current], []
+    for _ in range(layers):
+        logits = scaled_mean * current
+        if dispersion > 0:
+            logits = logits + dispersion * dispersed_logits(current, generator)
+        attention = softmax_attention(logits, mask=mask)  # (T, T)
+        mixed = attention @ current @ attention.mT
+        gram = current + mixed if residual else mixed
+        scale = gram.diagonal().rsqrt()
+        current = (gram * scale * scale[:, None]).clamp(max=1.0)
+        all_cosines.append(current)
+        all_attention.append(attention)
+    return DepthLimit(torch.stack(all_cosines), torch.stack(all_attention))
+
+
+def dispersed_logits(cosines: Tensor, generator: Generator | None) -> Tensor:
+    """Draw the logits of a symmetric W of trace zero and unit dispersion as d → ∞: symmetric Gaussian, (T, T).
+
+    Their covariance is E[G_ti G_sj] = C_ts C_ij + C_tj C_is. cosines: (T, T). Returns float64.
+    Source: book, limit of many dimensions (ours).
+    """
+    values, vectors = torch.linalg.eigh(cosines.double())
+    root = vectors * values.clamp(min=0).sqrt()  # C = root rootᵀ
+    noise = torch.randn(len(cosines), len(cosines), generator=generator, dtype=torch.float64)
+    logits: Tensor = root @ ((noise + noise.mT) / math.sqrt(2)) @ root.mT
+    return logits
+
+
+def cosine_residual(cosines: Tensor) -> Tensor:
+    """Residual to rank one of tokens of equal norm with these cosines, √(1 − mean cosine); (..., T, T) to (...)."""
+    return (1 - cosines.double().mean((-2, -1))).clamp(min=0).sqrt()
+
+
+def contraction_bound(scaled_mean: float, length: int, layers: int, *, residual: bool = False) -> float:
+    """Upper bound on 1 − min_t C_t1 after these layers, from cosines that are not negative and causal attention.
+
+    (1 − e^{−|ξ|/λ}/T)^L, and with a residual connection (1 − e^{−|ξ|/λ}/(2T))^L. Raises for T < 2 or layers < 1.
+    Source: book, collapse of the limit (ours).
+    """
+    check_number("scaled_mean", scaled_mean)
+    check_integer("length", length, at_least=2)
+    check_integer("layers", layers, at_least=1)
+    weight = math.exp(-abs(scaled_mean)) / length
+    return (1 - weight / (2 if residual else 1)) ** layers
+
+
+def smallest_mean(
+    cosines: Tensor, layers: int, *, kept: float = 0.5, residual: bool = False, largest: float = 1024.0
+) -> float:
+    """Smallest positive scaled mean that keeps this share of the input's residual after these layers, by bisection.
+
+    cosines: (T, T). kept: between 0 and 1. Returns 0 when uniform attention keeps it, infinity when `largest` does not.
+    Assumes that the residual grows with the mean, as it does for the tokens of this book. Raises as `depth_limit`.
+    """
+    target = kept * float(cosine_residual(_checked_cosines(cosines)))
+
+    def enough(mean: float) -> bool:
+        end = depth_limit(cosines, mean, layers, residual=residual).cosines[-1]
+        return float(cosine_residual(end)) >= target
+
+    if enough(0.0):
+        return 0.0
+    if not enough(largest):
+        return math.inf
+    low, high = 0.0, largest
+    while high - low > 1e-3 * max(1.0, low):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def uniform_residual(layers: int) -> Tensor:
+    """Residual of a long walk after 0 … L layers of uniform causal attention, d → ∞ first and T → ∞ after.
+
+    r² = 1 − I_{ℓ+1}/I_ℓ with I_ℓ = ∫ dω/((¼ + ω²)(1 + ω²)^ℓ): it falls like 1/√(2ℓ), not exponentially.
+    Returns float64, (layers + 1,). Raises ArgumentError for layers < 1. Source: book, long walks in log-time (ours).
+    """
+    check_integer("layers", layers, at_least=1)
+    # I_{ℓ+1} = (4/3)(I_ℓ − J_{ℓ+1}), J_n = √π Γ(n − ½)/Γ(n), loses digits; the substitution ω = tan x does not
+    x = torch.linspace(-math.pi / 2, math.pi / 2, 4096 * 4 + 1, dtype=torch.float64)[1:-1]
+    square = torch.cos(x).square()
+    weight = 1 / (0.25 * square + torch.sin(x).square())
+    powers = torch.arange(layers + 2, dtype=torch.float64)[:, None]
+    integrals = (weight * square**powers).sum(-1)  # (layers + 2,), up to the step
+    ends = torch.where(powers[:, 0] == 0, torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    integrals = integrals + ends  # the two half end points, where cos is 0 and the weight 1
+    return (1 - integrals[1:] / integrals[:-1]).sqrt()
+
+
+def _checked_cosines(cosines: Tensor) -> Tensor:
+    if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
+        raise ShapeError(f"cosines has shape {tuple(cosines.shape)}; allowed: (T, T) with T >= 2")
+    check_finite("cosines", cosines)
+    values = cosines.double()
+    if not torch.allclose(values.diagonal(), torch.ones(len(values), dtype=torch.float64), atol=1e-9):
+        raise ArgumentError("cosines must have a unit diagonal")
+    if float(values.min()) < 0 or not torch.allclose(values, values.mT, atol=1e-9):
+        raise ArgumentError("cosines must be symmetric and not negative")
+    return values

@@ -1,0 +1,151 @@
+"""Entropy of the true softmax when the other tokens are independent: the law of long rows and its exact finite form.
+
+Given the query, the logits of n independent tokens are independent N(0, v), the energies of Derrida's random energy
+model, and the query's own logit is one more number. Logits are in units of the temperature: spread is s = √v/λ, own is
+x_Tᵀ W x_T/λ. Entropies are in nats, everything is float64.
+Source: book, "Theory: how large the mean must be"; Derrida 1981; Giorlandino and Goldt 2025 (arXiv 2505.24333).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qkrepro.errors import ShapeError, check_finite, check_integer, check_number
+
+STEP = 0.25  # of both quadratures: analytic in a strip of half-width π/2, so they err by about e^{−π²/STEP}
+REACH = 12.0  # standard deviations of a logit that the quadrature covers
+
+
+class ExpectedRow(NamedTuple):
+    """Expectations over the other tokens' logits, one number per own logit: float64 tensors of its shape."""
+
+    entropy: Tensor  # nats
+    own_weight: Tensor  # of the query's own token
+
+
+def spread_ratio(spread: float, count: int) -> float:
+    """Return b = s/√(2 log n), the spread of n >= 2 independent logits over the one at which their softmax freezes.
+
+    Raises ArgumentError for s < 0 or n < 2.
+    """
+    check_number("spread", spread, at_least=0)
+    check_integer("count", count, at_least=2)
+    return spread / math.sqrt(2 * math.log(count))
+
+
+def entropy_limit(ratio: Tensor | float) -> Tensor:
+    """Limit of H/log n as n → ∞ at a fixed ratio b: 1 − b² below b = 1, and 0 from there on.
+
+    ratio: b >= 0, any shape. Returns float64 of that shape. Raises ArgumentError for b < 0.
+    """
+    return (1 - _not_negative("ratio", ratio).square()).clamp(min=0)
+
+
+def log_partition_limit(ratio: Tensor | float) -> Tensor:
+    """Limit of log Σ e^{s g_i}/log n as n → ∞ at a fixed ratio b: 1 + b² up to b = 1, and 2b from there on.
+
+    It is also the own token's threshold over log n: with an own logit of c log n the token takes all the weight for c
+    above it and none below. ratio: b >= 0, any shape. Returns float64 of that shape. Raises ArgumentError for b < 0.
+    """
+    b = _not_negative("ratio", ratio)
+    return torch.where(b <= 1, 1 + b.square(), 2 * b)
+
+
+def own_token_threshold(spread: float, count: int) -> float:
+    """Own logit at which the own token takes about half of the weight beside n independent ones, over λ.
+
+    log n + s²/2 while s < √(2 log n), and s√(2 log n) beyond. Raises as `spread_ratio` does.
+    """
+    return float(log_partition_limit(spread_ratio(spread, count))) * math.log(count)
+
+
+def mean_entropy(count: int, spread: float) -> float:
+    """Expected entropy in nats of the softmax of n independent N(0, s²) logits, exact for every n >= 1 and s >= 0.
+
+    By log z = ∫ (e^{−t} − e^{−tz}) dt/t, the entropy is one integral of powers of ψ(t) = E exp(−t e^{sg}).
+    Raises ArgumentError for n < 1 or s < 0. Source: book, expected entropy at finite length (ours).
+    """
+    nothing = torch.tensor([-math.inf], dtype=torch.float64)
+    return float(_expected_row(count, spread, nothing).entropy)
+
+
+def expected_row(count: int, spread: float, own: Tensor) -> ExpectedRow:
+    """Expected entropy and own weight of a row of n independent N(0, s²) logits and one own logit, exact.
+
+    count: n >= 1. spread: s >= 0. own: own logits over λ, any shape, finite; the others are drawn independently of it.
+    Returns float64 tensors shaped like `own`. Raises ArgumentError for n < 1, s < 0 or a non-finite own logit.
+    """
+    values = torch.as_tensor(own, dtype=torch.float64)
+    check_finite("own", values)
+    row = _expected_row(count, spread, values.reshape(-1))
+    return ExpectedRow(row.entropy.reshape(values.shape), row.own_weight.reshape(values.shape))
+
+
+def concentrated_row(length: int, dim: int, scaled_mean: Tensor, dispersion: float = 0.0) -> ExpectedRow:
+    """Expected entropy and own weight of a query among independent tokens of norm √d, for W with this spectrum.
+
+    The other logits have variance (ξ/λ)²/d + dispersion², the own one is N(ξ/λ, 2 dispersion²): both are Gaussian in
+    the limit of many dimensions. length: T >= 2 tokens, the query included. dim: d. scaled_mean: ξ/λ, (m,).
+    dispersion: √(dσ²)/λ >= 0. Returns float64 tensors (m,). Raises ArgumentError or ShapeError for anything else.
+    """
+    check_integer("length", length, at_least=2)
+    check_integer("dim", dim, at_least=1)
+    check_number("dispersion", dispersion, at_least=0)
+    means = torch.as_tensor(scaled_mean, dtype=torch.float64)
+    if means.ndim != 1:
+        raise ShapeError(f"scaled_mean has shape {tuple(means.shape)}; allowed: (m,)")
+    nodes, weights = _standard_normal(dispersion)
+    rows = []
+    for mean in means.tolist():
+        spread = math.sqrt(mean**2 / dim + dispersion**2)
+        row = expected_row(length - 1, spread, mean + math.sqrt(2) * dispersion * nodes)
+        rows.append(torch.stack([row.entropy @ weights, row.own_weight @ weights]))
+    entropy, own_weight = torch.stack(rows).T
+    return ExpectedRow(entropy, own_weight)
+
+
+def _expected_row(count: int, spread: float, own: Tensor) -> ExpectedRow:
+    """`expected_row` for own logits (m,), −∞ for none.
+
+    With t = e^u, F = E log Σ e^{θ·logit} = ∫ (exp(−e^u) − ψ^n o) du, o = exp(−e^{u + own}), and H = F − dF/dθ at θ = 1.
+    """
+    check_integer("count", count, at_least=1)
+    check_number("spread", spread, at_least=0)
+    finite = own[own.isfinite()]
+    top = max(float(finite.max()), 0.0) if len(finite) else 0.0
+    low = -(REACH * spread + math.log(count) + top + 45)  # below, e^{-45} of the integrand is left
+    high = REACH * spread + 5 - min(float(finite.min()), 0.0) if len(finite) else REACH * spread + 5
+    u = torch.arange(low, high + STEP, STEP, dtype=torch.float64)  # (U,)
+    g, density = _standard_normal(spread)
+    exponent = u[:, None] + spread * g  # (U, G), log of t e^{sg}
+    scale = exponent.clamp(max=700).exp()
+    decay = (-scale).exp()
+    beyond = (-torch.expm1(-scale) @ density).clamp(max=1 - 1e-16)  # (U,), 1 − ψ
+    log_psi = torch.log1p(-beyond)
+    slope = (scale * decay) @ (spread * g * density)  # (U,), −dψ/dθ
+    own_scale = (u + own[:, None]).clamp(max=700).exp()  # (m, U), 0 without an own token
+    own_decay = (-own_scale).exp()
+    all_decay = (count * log_psi).exp() * own_decay  # (m, U), ψ^n o
+    others = count * ((count - 1) * log_psi).exp() * slope * own_decay
+    weight = own_scale * all_decay
+    scaled = own.clamp(min=-1e300)[:, None] * weight  # −∞ · 0 is 0 here
+    entropy = (-u.clamp(max=700).exp()).exp() - all_decay - others - scaled
+    return ExpectedRow((entropy.sum(-1) * STEP).clamp(min=0), weight.sum(-1) * STEP)
+
+
+def _standard_normal(spread: float) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the trapezoidal rule for a standard normal variable, fine enough for functions of s·g."""
+    step = STEP / max(spread, 0.5)
+    half = math.ceil(REACH / step)
+    g = step * torch.arange(-half, half + 1, dtype=torch.float64)
+    weights = torch.exp(-g.square() / 2)
+    return g, weights / weights.sum()
+
+
+def _not_negative(name: str, value: Tensor | float) -> Tensor:
+    values = torch.as_tensor(value, dtype=torch.float64)
+    check_finite(name, values)
+    check_number(name, float(values.min()), at_least=0)
+    return values
