@@ -43,7 +43,7 @@ def _training(falls: str, *within: str) -> Rule:
 
 
 RULES: dict[str, dict[str, Rule]] = {
-    "real_weights": {"heads": WEIGHTS, "correlations": WEIGHTS},
+    "real_weights": {"heads": WEIGHTS, "layers": WEIGHTS, "correlations": WEIGHTS},
     "heads_in_the_wild": {"heads": WEIGHTS},
     "locater": {"live": _training("estimate", "kappa")},
     "spectrum_in_training": {"live": TRAINING},

@@ -21,7 +21,8 @@ from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.corpus import SPLITS, Corpus, load_corpus, synthetic_corpus
 from qkrepro.training.tables import RunTables, live_runs
 
-READS = ("results/*/*/timing.json",)  # what the notebook reads beside the package, relative to the checkout
+RATED = ("kappa-reduced", "locater-wikitext-2")  # sweeps whose speed the page shows: few words, and all
+READS = ("results/kappa-reduced/*/timing.json", "results/locater-wikitext-2/*/timing.json")  # beside the package
 
 EXAMPLE_WORDS, EXAMPLE_LINE = 30, 40  # words of the example's vocabulary, and on a line
 RATE_COLUMNS = ["records", "words", "tokens_per_second", "minutes_a_pass"]
@@ -65,7 +66,7 @@ def runs_on_folder(
 
 
 def text_table(corpus: Corpus) -> pd.DataFrame:
-    """Columns split, tokens, unknown: the share of tokens that the vocabulary does not hold."""
+    """Return columns split, tokens, unknown: the share of tokens that the vocabulary does not hold."""
     rows = []
     for split in SPLITS:
         tokens: torch.Tensor = getattr(corpus, split)
@@ -74,16 +75,16 @@ def text_table(corpus: Corpus) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def recorded_rates(folder: str | Path, tokens: int) -> pd.DataFrame:
-    """What the committed runs of the book took, and what a pass over `tokens` training tokens would take at that rate.
+def recorded_rates(folder: str | Path, tokens: int, sweeps: Sequence[str] = RATED) -> pd.DataFrame:
+    """Return what committed runs took, and what a pass over `tokens` training tokens would take at that rate.
 
-    folder: `results`, in which each sweep has a folder. Returns records (the sweep), words (of the vocabulary),
+    folder: `results`, in which each of `sweeps` has a folder. Returns records (the sweep), words (of the vocabulary),
     tokens_per_second (median over its runs, of one core), minutes_a_pass; no rows without records. Raises RunError for
     a damaged timing.json.
     """
     check_integer("tokens", tokens, at_least=1)
     rows = []
-    for path in sorted(Path(folder).glob("*/*/timing.json")):
+    for path in (path for sweep in sweeps for path in sorted((Path(folder) / sweep).glob("*/timing.json"))):
         try:
             rate = json.loads(path.read_text())["tokens_per_second"]
             words = json.loads((path.parent / "run.json").read_text())["corpus"]["words"]

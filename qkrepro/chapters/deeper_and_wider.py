@@ -1,33 +1,47 @@
 """LocAteR in deeper and wider models: every shape against the baseline of its own.
 
-Source: book, "LocAteR".
+Source: book, "Deeper and wider".
 """
 
-from collections.abc import Sequence
-from typing import Any
-
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from scipy import stats
 
-from qkrepro.evidence.claims import Claim, Tables, Verdict
-from qkrepro.evidence.paired_runs import FEWEST_SEEDS, TRAINING, paired_verdict, training_length
-from qkrepro.evidence.run_figures import by_kappa, kappa_colour, label_empty, points
-from qkrepro.evidence.verdicts import share_verdict
+from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
+from qkrepro.evidence.paired_runs import FEWEST_SEEDS, TRAINING, training_length
+from qkrepro.evidence.run_figures import kappa_colour, kappa_label
+from qkrepro.evidence.wording import signed
+from qkrepro.theory.statistics import holm, t_interval
 
 READS = ("results/shapes-reduced*",)  # what the notebook reads beside the package, relative to the checkout
 
 SHAPES = tuple((layers, heads) for layers in (1, 2, 4) for heads in (1, 4))
+LEVEL = 0.05  # of the p-values after Holm's correction
+MARGIN = 0.01  # of the logarithm of perplexity: a difference below one per cent is too small to matter
 
 
 def shape_runs(summary: pd.DataFrame) -> pd.DataFrame:
-    """Table `shapes` of the rules: layers, heads, seed, kappa, valid_perplexity, valid_entropy, TRAINING."""
-    columns = ["layers", "heads", "seed", "kappa", "valid_perplexity", "valid_entropy", *TRAINING]
+    """Return table `shapes` of the rule, one row a run at its best checkpoint.
+
+    Columns layers, heads, seed, kappa, test_perplexity, valid_perplexity, valid_entropy, concentration, TRAINING.
+    """
+    measured = ["test_perplexity", "valid_perplexity", "valid_entropy", "concentration"]
+    columns = ["layers", "heads", "seed", "kappa", *measured, *TRAINING]
     return summary[columns].sort_values(columns[:4]).reset_index(drop=True)
 
 
+def shape_name(layers: int, heads: int) -> str:
+    """Return what figures call a shape: "2 layers, 1 head"."""
+    return f"{layers} layer{'s' * (layers > 1)}, {heads} head{'s' * (heads > 1)}"
+
+
 def shape_differences(shapes: pd.DataFrame, column: str, *, percent: bool = False) -> pd.DataFrame:
-    """Regularised minus baseline of the same seed and shape: layers, heads, seed, kappa, difference; one row a pair."""
+    """Return regularised minus baseline of the same seed and shape: layers, heads, seed, kappa, difference.
+
+    One row a pair. percent: the difference over the baseline's value, in per cent.
+    """
     keys = ["layers", "heads", "seed"]
     base = shapes[shapes["kappa"] == 0].set_index(keys)[column].rename("baseline")
     rows = shapes[shapes["kappa"] != 0].join(base, on=keys, how="inner")
@@ -36,8 +50,24 @@ def shape_differences(shapes: pd.DataFrame, column: str, *, percent: bool = Fals
     return rows[[*keys, "kappa", "difference"]].astype({"difference": float}).reset_index(drop=True)
 
 
+def shape_tests(shapes: pd.DataFrame) -> pd.DataFrame:
+    """Return the paired t test of the logarithm of test perplexity in each shape, one row a shape with enough seeds.
+
+    Columns layers, heads, pairs, estimate, low, high (95%, without correction; below 0 is better), p, p_holm.
+    """
+    differences = shape_differences(shapes.assign(log=np.log(shapes["test_perplexity"])), "log")
+    rows = []
+    for (layers, heads), group in differences.groupby(["layers", "heads"]):
+        if len(group) >= FEWEST_SEEDS:
+            interval = t_interval(group["difference"])
+            p = float(np.nan_to_num(stats.ttest_1samp(group["difference"], 0.0).pvalue, nan=1.0))  # NaN: all are 0
+            rows.append({"layers": layers, "heads": heads, "pairs": len(group), **interval._asdict(), "p": p})
+    table = pd.DataFrame(rows, columns=["layers", "heads", "pairs", "estimate", "low", "high", "p"])
+    return table.assign(p_holm=holm(table["p"]))
+
+
 def head_values(summary: pd.DataFrame, column: str, layers: int, heads: int) -> pd.DataFrame:
-    """A measure of every head at the best checkpoint, runs of one shape: seed, kappa, layer, head, value."""
+    """Return a measure of every head at the best checkpoint, runs of one shape: seed, kappa, layer, head, value."""
     runs = summary[(summary["layers"] == layers) & (summary["heads"] == heads)]
     single = layers * heads == 1  # the record of a single head has no columns a head
     rows = [
@@ -50,49 +80,38 @@ def head_values(summary: pd.DataFrame, column: str, layers: int, heads: int) -> 
     return pd.DataFrame(rows, columns=["seed", "kappa", "layer", "head", "value"])
 
 
-def plot_shapes(shapes: pd.DataFrame, order: Sequence[tuple[int, int]], column: str, axis: Axes) -> None:
-    """A measure by shape: points for the runs, their mean and its interval, colours for kappa.
-
-    shapes: layers, heads, seed, kappa, `column`. order: all (layers, heads); a shape without a run reads "not run".
-    """
-    kappas = sorted(shapes["kappa"].unique())
-    for place, (layers, heads) in enumerate(order):
-        here = shapes[(shapes["layers"] == layers) & (shapes["heads"] == heads)]
-        if here.empty:
-            where: dict[str, Any] = {"xy": (place, 0.5), "xycoords": ("data", "axes fraction")}
-            axis.annotate("not run", **where, rotation=90, ha="center", va="center", color="0.4")
-        for kappa, rows in by_kappa(here):
-            shift = 0.4 * (kappas.index(kappa) - (len(kappas) - 1) / 2)
-            points(rows[column].astype(float).tolist(), place + shift, axis, kappa_colour(kappa), kappa_colour(kappa))
-    axis.set_xticks(range(len(order)), [f"{layers} × {heads}" for layers, heads in order])
-    axis.set(xlabel="layers × heads", xlim=(-0.6, len(order) - 0.4))
-    if shapes.empty:
-        axis.set_yticks([])
+def plot_values(table: pd.DataFrame, x: str, y: str, axis: Axes) -> None:
+    """Draw a measure by group: a point a run or a head, a bar for the mean, colours for kappa; table: kappa, x, y."""
+    names = {kappa: kappa_label(kappa) for kappa in sorted(table["kappa"].unique())}
+    rows = table.assign(kappa=table["kappa"].map(names))
+    palette = {name: kappa_colour(kappa) for kappa, name in names.items()}
+    style = {"x": x, "y": y, "hue": "kappa", "hue_order": list(names.values()), "palette": palette, "ax": axis}
+    sns.stripplot(rows, dodge=True, jitter=False, size=4, alpha=0.7, legend=False, **style)
+    sns.pointplot(rows, dodge=0.4, linestyle="none", marker="_", markersize=14, errorbar=None, **style)
     axis.grid(axis="x", visible=False)
+    axis.legend()
 
 
-def plot_heads(heads: pd.DataFrame, axis: Axes) -> None:
-    """A measure of each head of each run, points by layer, colours for kappa; heads: kappa, layer, value."""
-    if heads.empty:
-        return label_empty(axis)
-    palette = {kappa: kappa_colour(kappa) for kappa in sorted(heads["kappa"].unique())}
-    rows = heads.assign(layer=heads["layer"] + 1)
-    style: dict[str, Any] = {"hue": "kappa", "palette": palette, "dodge": True, "jitter": False, "size": 4}
-    sns.stripplot(rows, x="layer", y="value", legend=False, alpha=0.7, ax=axis, **style)
-    return None
-
-
-def holds_deeper_and_wider(tables: Tables) -> Verdict:
-    """Table shapes: layers, heads, seed, kappa, valid_perplexity and what `_paired` reads; its rule for all SHAPES."""
-    groups = dict(list(tables["shapes"].groupby(["layers", "heads"])))
-    each = [paired_verdict(groups[shape], "valid_perplexity", -1) if shape in groups else None for shape in SHAPES]
-    run = [verdict.outcome == "reproduced" for verdict in each if verdict and verdict.outcome != "not run"]
-    if len(run) < len(SHAPES):
-        return Verdict("not run", f"{len(run)} of {len(SHAPES)} shapes have {FEWEST_SEEDS} paired seeds")
+def holds_deeper_and_wider(tables: Tables, level: float = LEVEL) -> Verdict:
+    """Judge table shapes as `shape_runs` gives it: Holm's correction runs over the six SHAPES."""
+    tests = shape_tests(tables["shapes"])
+    if len(tests) < len(SHAPES):
+        return Verdict("not run", f"{len(tests)} of {len(SHAPES)} shapes have {FEWEST_SEEDS} paired seeds")
+    equal = (tests["low"] > -MARGIN) & (tests["high"] < MARGIN)
+    told = (tests["p_holm"] < level) & ~equal
+    better, worse = int((told & (tests["estimate"] < 0)).sum()), int((told & (tests["estimate"] > 0)).sum())
+    percent = 100 * np.expm1(tests["estimate"])
     because = (
-        f"perplexity improves in {sum(run)} of {len(run)} shapes (layers, heads); {training_length(tables['shapes'])}"
+        f"test perplexity changes by {signed(percent.min(), 1)}% to {signed(percent.max(), 1)}%, by shape; after "
+        f"Holm's correction over {len(SHAPES)} shapes (least p {tests['p_holm'].min():.2f}) it is better in {better} "
+        f"and worse in {worse}; {training_length(tables['shapes'])}"
     )
-    return share_verdict(run, because)
+    outcome: Outcome = "partly"
+    if better == 0:
+        outcome = "not reproduced" if worse or equal.any() else "inconclusive"
+    elif better == len(SHAPES):
+        outcome = "reproduced"
+    return Verdict(outcome, because, better, len(SHAPES))
 
 
 CLAIMS = (
@@ -100,14 +119,24 @@ CLAIMS = (
         name="locater-deeper-and-wider",
         chapter="deeper_and_wider",
         provenance="ours",
-        statement="LocAteR improves perplexity with more layers and heads.",
-        rule=(
-            "The paired rule of validation perplexity in every one of the six shapes (1, 2 and 4 layers, 1 and "
-            "4 heads); partly when in some."
+        statement=(
+            "LocAteR (κ = 0.001, target trace 1) improves test perplexity with 1, 2 and 4 layers of 1 and 4 heads, "
+            "after one pass over the text."
         ),
-        refuted_by="no shape in which it improves",
+        rule=(
+            "In each of the six shapes the paired t test of log test perplexity, after Holm's correction over six, "
+            "has p below 0.05 with an improvement, and its interval leaves ±0.01; partly when in some shapes; "
+            "inconclusive when in none and no shape decides against it."
+        ),
+        refuted_by=(
+            "no shape that improves, and one that worsens with a corrected p below 0.05 or whose interval lies within "
+            "±0.01"
+        ),
         tables=("shapes",),
         judge=holds_deeper_and_wider,
         figure="fig-shapes",
+        threshold=Threshold(
+            "p-value after Holm's correction", LEVEL, (0.01, 0.05, 0.1, 0.2, 0.3), holds_deeper_and_wider
+        ),
     ),
 )

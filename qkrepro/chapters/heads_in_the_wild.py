@@ -23,7 +23,7 @@ READS = ("notebooks/texts/walk.txt",)  # what the notebook reads beside the pack
 def rotary_spectra(
     distances: Sequence[float], *, d_head: int = 32, d_model: int = 128, base: float = 10000.0, seed: int = 0
 ) -> pd.DataFrame:
-    """Eigenvalues over √d_head of both heads, each of ‖W‖_F = √d_head, at each distance in tokens.
+    """Return the eigenvalues over √d_head of both heads, each of ‖W‖_F = √d_head, at each distance in tokens.
 
     Returns columns kind ("concentrated", "random"), distance, real, imag: one row an eigenvalue.
     """
@@ -41,7 +41,7 @@ def rotary_spectra(
 def rotary_trace(
     distances: Sequence[float], *, d_head: int = 32, d_model: int = 128, base: float = 10000.0, seed: int = 0
 ) -> pd.DataFrame:
-    """tr W(Δ)/d_head of both heads, and of the concentrated one by its closed form.
+    """Return tr W(Δ)/d_head of both heads, and of the concentrated one by its closed form.
 
     Returns columns kind ("concentrated", "random", "closed form"), distance, share: one row a distance; the closed form
     also at 300 distances in between, for a smooth line.
@@ -58,12 +58,12 @@ def rotary_trace(
 
 
 def concentrated_trace(rotary: Rotary, distance: float) -> float:
-    """tr W(Δ) = 2 Σ_j cos(Δ f_j) of the head whose W is a projection of rank 2 · (number of frequencies)."""
+    """Return tr W(Δ) = 2 Σ_j cos(Δ f_j) of the head whose W is a projection of rank 2 · (number of frequencies)."""
     return float(2 * np.cos(distance * rotary.frequencies).sum())
 
 
 def _heads(d_head: int, d_model: int, seed: int) -> dict[str, tuple[Array, Array]]:
-    """w_q and w_k, (1, d_head, d_model), of both heads, scaled to ‖W‖_F = √d_head."""
+    """Return w_q and w_k, (1, d_head, d_model), of both heads, scaled to ‖W‖_F = √d_head."""
     generator = np.random.default_rng(seed)
     rows = np.linalg.qr(generator.standard_normal((d_model, d_head)))[0].T  # orthonormal, (d_head, d_model)
     w_q, w_k = (generator.standard_normal((1, d_head, d_model)) for _ in range(2))
@@ -72,37 +72,37 @@ def _heads(d_head: int, d_model: int, seed: int) -> dict[str, tuple[Array, Array
 
 
 def plot_rotary_spectra(spectra: pd.DataFrame, axes: Any) -> None:
-    """Eigenvalues of each kind of head (rows) at several distances (columns); spectra: kind, distance, real, imag."""
-    for number, (row, (kind, of_kind)) in enumerate(zip(axes, spectra.groupby("kind", sort=True), strict=True)):
-        limit = 1.12 * float(of_kind[["real", "imag"]].abs().max().max())
-        for ax, (distance, group) in zip(row, of_kind.groupby("distance"), strict=True):
-            ax.axhline(0, color="0.6", linewidth=0.5, zorder=0)
-            ax.axvline(0, color="0.6", linewidth=0.5, zorder=0)
-            ax.scatter(group["real"], group["imag"], s=10)
-            ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-            if number == 0:
-                ax.set_title(f"distance {distance:g}")
-        row[0].set_ylabel(f"{kind}\nIm λ")
-    for ax in axes[-1]:
+    """Draw the eigenvalues of the concentrated head, random ones behind in grey, one panel a distance.
+
+    spectra: as `rotary_spectra` returns it. axes: one for each distance.
+    """
+    limit = 1.12 * float(spectra[["real", "imag"]].abs().max().max())
+    for ax, (distance, group) in zip(axes, spectra.groupby("distance"), strict=True):
+        for kind, style in (("random", {"color": "0.6", "s": 8}), ("concentrated", {"s": 14})):
+            points = group[group["kind"] == kind]
+            ax.scatter(points["real"], points["imag"], linewidths=0, **style)
+        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=f"distance {distance:g}")
         ax.set_xlabel("Re λ")
+    axes[0].set_ylabel("Im λ")
 
 
 def plot_rotary_trace(table: pd.DataFrame, ax: Axes) -> None:
-    """tr W over d_head against the distance; table: kind (concentrated, random, closed form), distance, share."""
+    """Draw tr W over d_head against the distance; table: as `rotary_trace` returns it."""
     closed = table[table["kind"] == "closed form"]
-    ax.plot(closed["distance"], closed["share"], color="0.4", linewidth=1, label="closed form, concentrated")
-    for kind, marker in (("concentrated", "o"), ("random", "s")):
+    label = "closed form of the concentrated head"
+    ax.plot(closed["distance"], closed["share"], color="C0", linewidth=1, alpha=0.7, label=label)
+    for kind, marker, colour in (("concentrated", "o", "C0"), ("random", "s", "0.55")):
         group = table[table["kind"] == kind]
-        ax.plot(group["distance"], group["share"], marker, markersize=4, label=f"{kind} head")
+        ax.plot(group["distance"], group["share"], marker, markersize=4, color=colour, label=f"{kind} head")
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="distance, tokens", ylabel=r"$\mathrm{tr}\,W(\Delta)\,/\,d_{head}$")
     ax.set_xscale("symlog", linthresh=1)
     ax.set_xlim(-0.2, 1.5 * float(table["distance"].max()))
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    ax.legend(loc="upper right")
 
 
 def plot_head_maps(heads: pd.DataFrame, quantities: Mapping[str, str], axes: Any) -> None:
-    """Layer × head maps of several quantities, one axes each; quantities: column to title.
+    """Draw layer × head maps of several quantities, one axes each; quantities: column to title.
 
     A column of both signs is coloured about zero, one that spans more than a factor of 20 by its logarithm.
     """

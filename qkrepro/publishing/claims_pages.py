@@ -50,7 +50,8 @@ def verdicts(folder: Path | None = None, of: Sequence[str] | None = None) -> pd.
                 "of": verdict.of,
             }
         )
-    return pd.DataFrame(rows).astype({"holds": "Int64", "of": "Int64"})
+    columns = ["claim", "chapter", "provenance", "statement", "outcome", "because", "holds", "of"]
+    return pd.DataFrame(rows, columns=columns).astype({"holds": "Int64", "of": "Int64"})
 
 
 def _stored_verdict(entry: Claim, folder: Path) -> Verdict:

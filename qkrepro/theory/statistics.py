@@ -52,7 +52,13 @@ def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
 
 def spearman_interval(
-    x: ArrayLike, y: ArrayLike, *, seed: int, resamples: int = 2000, confidence: float = 0.95
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    blocks: ArrayLike | None = None,
 ) -> Interval:
     """Return Spearman's rank correlation of paired values with a seeded percentile-bootstrap interval.
 
@@ -66,18 +72,26 @@ def spearman_interval(
         Number of resamples.
     confidence
         Level of the interval.
+    blocks
+        Labels, (n,), of blocks of one size that are resampled whole, for pairs that share what their block shares.
 
-    Raises ArgumentError when lengths differ or fewer than five pairs are given.
+    Raises ArgumentError when lengths differ, fewer than five pairs are given, or blocks differ in size.
     Source: textbook; used for the heads of real models.
     """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or len(first) < 5:
         raise ArgumentError(f"x and y must have equal shapes (n,) with n >= 5, got {first.shape} and {second.shape}")
+    members = _members(np.arange(len(first)) if blocks is None else np.asarray(blocks))  # (blocks, pairs of each)
+
+    def statistic(chosen: NDArray[Any], axis: int = -1) -> NDArray[Any]:
+        places = members[np.moveaxis(chosen, axis, -1)].reshape(*chosen.shape[:-1], -1)
+        return _rank_correlation(first[places], second[places])
+
     found = stats.bootstrap(
-        (first, second),
-        _rank_correlation,
+        (np.arange(len(members)),),
+        statistic,
         n_resamples=resamples,
-        paired=True,
+        vectorized=True,
         confidence_level=confidence,
         method="percentile",
         rng=seed,
@@ -93,6 +107,26 @@ def _rank_correlation(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArr
     return np.asarray((ranks[0] * ranks[1]).sum(axis) / np.where(size > 0, size, 1))
 
 
+def _members(blocks: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the places of each block, (blocks, size); ArgumentError unless all blocks have one size."""
+    names, sizes = np.unique(blocks, return_counts=True)
+    if len(set(sizes.tolist())) > 1:
+        raise ArgumentError(f"blocks must have one size, got sizes {sorted(set(sizes.tolist()))}")
+    return np.stack([np.flatnonzero(blocks == name) for name in names])
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Return the p-values, (n,), after Holm's correction for n comparisons, in the order given; at most 1.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure" (1979).
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(given, kind="stable")
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1)).clip(max=1)
+    return adjusted
+
+
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return `t_interval`, and below two values their mean alone: the ends of the interval are NaN."""
     if len(values) < 2:
@@ -101,14 +135,25 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def correlations(
-    table: pd.DataFrame, target: str, quantities: Sequence[str], *, seed: int, resamples: int = 1000
+    table: pd.DataFrame,
+    target: str,
+    quantities: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = 1000,
+    blocks: str | None = None,
 ) -> pd.DataFrame:
     """Return Spearman correlation of each quantity with the target over heads, with its bootstrap interval.
 
-    Returns columns quantity, correlation, low, high. The interval resamples heads; heads of one model share a training
-    and a text, so it says nothing of other models.
+    blocks: a column, such as "layer", whose groups are resampled whole; None resamples single heads. Returns columns
+    quantity, correlation, low, high. Heads of one model share a training and a text, so the interval says nothing of
+    other models.
     """
-    found = [spearman_interval(table[name], table[target], seed=seed, resamples=resamples) for name in quantities]
+    whole = None if blocks is None else table[blocks]
+    found = [
+        spearman_interval(table[name], table[target], seed=seed, resamples=resamples, blocks=whole)
+        for name in quantities
+    ]
     rows = [{"quantity": name, **interval._asdict()} for name, interval in zip(quantities, found, strict=True)]
     return pd.DataFrame(rows).rename(columns={"estimate": "correlation"})
 

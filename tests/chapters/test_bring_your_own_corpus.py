@@ -73,9 +73,9 @@ def timing(folder: Path, rate: float, words: int) -> None:
 def test_minutes_a_pass_follow_from_the_median_rate_of_the_recorded_runs(tmp_path):
     for number, rate in enumerate((100.0, 200.0, 1000.0)):
         timing(tmp_path / "some" / f"run{number}", rate, 50)
-    row = recorded_rates(tmp_path, 24_000).iloc[0]
+    row = recorded_rates(tmp_path, 24_000, ["some"]).iloc[0]
     assert row.tolist() == ["some", 50, 200.0, 2.0]
-    assert recorded_rates(tmp_path / "none", 1).empty
+    assert recorded_rates(tmp_path, 1, ["none"]).empty
     (tmp_path / "some" / "run0" / "timing.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
-        recorded_rates(tmp_path, 1)
+        recorded_rates(tmp_path, 1, ["some"])

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import make, save
 
-from qkrepro.chapters.real_weights import random_spectra, spectra
+from qkrepro.chapters.real_weights import CLAIMS, entropy_correlations, layer_table, random_spectra, spectra
 from qkrepro.errors import ArgumentError, CheckpointError
+from qkrepro.evidence.claims import claim_named, judge, sensitivity
+from qkrepro.evidence.numbers import load_numbers
 from qkrepro.models.checkpoint import qk_heads
 from qkrepro.models.minilm import DIGEST, check_digest, layer_views, measured_heads, minilm_folder, token_windows
 from qkrepro.theory.statistics import correlations
@@ -89,3 +92,72 @@ def test_a_text_becomes_windows_of_nearly_equal_length_that_hold_it_whole() -> N
 def test_an_empty_text_or_an_impossible_window_is_an_error(text: str, window: int) -> None:
     with pytest.raises(ArgumentError):
         token_windows(minilm_folder(), text, window)
+
+
+HEADS, SCALE = (claim_named(CLAIMS, name) for name in ("trained-heads-concentrate", "entropy-follows-scale"))
+
+
+def percentiles(low: int, high: int) -> dict[str, pd.DataFrame]:
+    return {"heads": pd.DataFrame({"percentile": [1.0] * low + [50.0] * high})}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (65, 7, "reproduced"),
+        (64, 8, "partly"),
+        (36, 36, "partly"),
+        (7, 65, "not reproduced"),
+        (0, 72, "not reproduced"),
+        (1, 1, "inconclusive"),
+        (0, 0, "not run"),
+    ],
+)
+def test_heads_are_counted_against_chance(low: int, high: int, outcome: str) -> None:
+    verdict = judge(HEADS, percentiles(low, high))
+    assert verdict.outcome == outcome, verdict.because
+    assert (verdict.holds, verdict.of) == ((low, low + high) if low + high else (None, None))
+
+
+def scale_tables(low: float, high: float, *layers: float) -> dict[str, pd.DataFrame]:
+    row = {"quantity": ["frobenius_cov"], "correlation": [(low + high) / 2], "low": [low], "high": [high]}
+    return {"correlations": pd.DataFrame(row), "layers": pd.DataFrame({"correlation": layers})}
+
+
+@pytest.mark.parametrize(
+    ("tables", "outcome", "holds"),
+    [
+        (scale_tables(-0.96, -0.62, -0.9, -0.8, -0.7), "reproduced", 3),
+        (scale_tables(-0.96, -0.62, -0.9, -0.8, 0.15), "partly", 2),
+        (scale_tables(-0.60, -0.10, -0.9, -0.8, -0.7), "partly", 3),
+        (scale_tables(-0.30, 0.30, 0.1, -0.1), "not reproduced", 0),
+        (scale_tables(0.20, 0.80, 0.6, 0.5), "not reproduced", 0),
+        (scale_tables(-0.90, 0.30, -0.5, 0.1), "inconclusive", 1),
+    ],
+)
+def test_entropy_is_judged_over_all_heads_and_within_each_layer(
+    tables: dict[str, pd.DataFrame], outcome: str, holds: int
+) -> None:
+    verdict = judge(SCALE, tables)
+    assert (verdict.outcome, verdict.holds) == (outcome, holds), verdict.because
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+def test_a_threshold_is_the_rule_at_its_own_value(claim) -> None:
+    tables = load_numbers("real_weights")
+    moved = sensitivity(claim, tables).set_index("threshold")
+    assert moved.loc[claim.threshold.value, "outcome"] == judge(claim, tables).outcome
+    assert moved["outcome"].nunique() + moved["holds"].nunique() > 2
+
+
+def test_layers_that_disagree_widen_the_interval_and_stand_in_their_own_row() -> None:
+    rng = np.random.default_rng(0)
+    layer = np.repeat(np.arange(6), 12)
+    x = rng.normal(size=72) + 3 * layer
+    heads = pd.DataFrame({"layer": layer, "head": 0, "percentile": 1.0, "relative_variance": 2.0})
+    heads = heads.assign(frobenius_cov=x, entropy=np.where(layer == 5, x, -x))
+    row = entropy_correlations(heads, ["frobenius_cov"], seed=0, resamples=400).iloc[0]
+    assert row["high"] - row["low"] > 2 * (row["heads_high"] - row["heads_low"])
+    table = layer_table(heads)
+    assert table["correlation"].tolist() == pytest.approx([-1] * 5 + [1])
+    assert table["below_chance"].tolist() == [12] * 6

@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkrepro.chapters.deeper_and_wider import head_values, shape_differences, shape_runs
-from qkrepro.evidence.claims import claim_named, judge
 from qkrepro.evidence.paired_runs import (
     chosen_kappa,
     judged_pairs,
@@ -20,7 +18,6 @@ from qkrepro.evidence.paired_runs import (
     seed_means,
 )
 from qkrepro.evidence.wording import change, passes, signed
-from qkrepro.publishing.claims_pages import all_claims
 from qkrepro.training.tables import RunTables
 
 T2 = 4.302652730  # 97.5% point of Student's t with two degrees of freedom
@@ -102,21 +99,6 @@ def test_judged_is_the_first_sweep_with_three_pairs():
     assert judged_pairs([tables(summary({})), two], 0.1) is two
 
 
-def test_shapes_are_paired_within_their_own_shape():
-    content = pd.concat([summary({0: (10.0, 9.0)}), summary({0: (20.0, 22.0)}).assign(layers=2)])
-    found = shape_differences(shape_runs(content), "valid_perplexity")
-    assert found[["layers", "difference"]].to_numpy().tolist() == [[1, -1], [2, 2]]
-    percent = shape_differences(shape_runs(content), "valid_perplexity", percent=True)
-    assert percent["difference"].tolist() == pytest.approx([-100 / 11, 200 / 21])
-
-
-def test_head_values_come_from_the_columns_of_the_heads():
-    content = summary({0: (3.0,)}).assign(layers=1, heads=2, trace=1.5, trace_0_0=1.0, trace_0_1=2.0)
-    assert head_values(content, "trace", 1, 2)[["layer", "head", "value"]].to_numpy().tolist() == [[0, 0, 1], [0, 1, 2]]
-    assert head_values(content.assign(heads=1), "trace", 1, 1)["value"].tolist() == [1.5]
-    assert head_values(content, "trace", 4, 4).empty
-
-
 @pytest.mark.parametrize(
     ("differences", "told"),
     [
@@ -152,7 +134,3 @@ def test_numbers_have_a_true_minus_and_zero_has_no_sign():
 def test_without_a_run_there_is_no_pair():
     empty = summary({})
     assert paired_differences(paired_runs(empty, 0.1), "valid_entropy").empty
-    assert shape_differences(shape_runs(empty), "valid_perplexity").empty
-    assert (
-        judge(claim_named(all_claims(), "locater-deeper-and-wider"), {"shapes": shape_runs(empty)}).outcome == "not run"
-    )

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qkrepro.chapters.deeper_and_wider import plot_heads, plot_shapes
 from qkrepro.chapters.locater import plot_against_variance
 from qkrepro.chapters.spectrum_in_training import (
     plot_over_kappa,
@@ -84,25 +83,12 @@ def test_what_is_not_run_says_so_in_every_figure(axes):
     plot_means(nothing, axes[0])
     plot_paired_over_training(nothing, nothing, axes[1])
     plot_ranked(nothing, axes[2])
-    plot_heads(nothing, axes[3])
-    assert [axis.texts[0].get_text() for axis in axes] == ["not run"] * 4
+    assert [axis.texts[0].get_text() for axis in axes[:3]] == ["not run"] * 3
     for axis in axes:
         axis.clear()
     plot_against_variance(nothing, "estimate", axes[0])
     plot_over_kappa(nothing, "estimate", axes[1])
-    plot_shapes(pd.DataFrame(columns=["layers", "heads", "kappa", "value"]), [(1, 1), (4, 4)], "value", axes[2])
-    assert [len(axis.texts) for axis in axes] == [1, 1, 2, 0]
-
-
-def test_shapes_stand_in_their_column_and_the_missing_one_reads_not_run(axes):
-    rows = pd.DataFrame({"layers": 2, "heads": 4, "seed": [0, 0], "kappa": [0.0, 0.1], "value": [5.0, 7.0]})
-    plot_shapes(rows, [(1, 1), (2, 4)], "value", axes[0])
-    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["1 × 1", "2 × 4"]
-    assert [(text.get_text(), text.xy[0]) for text in axes[0].texts] == [("not run", 0)]
-    values = [
-        float(line.get_ydata()[0]) for line in axes[0].lines if len(line.get_xdata()) and line.get_xdata()[0] > 0.5
-    ]
-    assert sorted(set(values)) == [5, 7]
+    assert [len(axis.texts) for axis in axes] == [1, 1, 0, 0]
 
 
 def test_variance_axis_is_logarithmic_only_where_all_variances_are_positive(axes):

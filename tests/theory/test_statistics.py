@@ -7,6 +7,7 @@ from scipy import stats
 
 from qkrepro.errors import ArgumentError
 from qkrepro.theory.statistics import (
+    holm,
     intervals,
     median_interval,
     median_intervals,
@@ -80,3 +81,25 @@ def test_too_few_or_non_finite_values_are_refused(values):
 def test_unpaired_data_are_refused():
     with pytest.raises(ArgumentError, match=r"got \(5,\) and \(6,\)"):
         spearman_interval(range(5), range(6), seed=0)
+
+
+def test_blocks_are_resampled_whole():
+    """Two blocks that disagree: a resample holds them 2:0, 1:1 or 0:2, so the interval reaches from -1 to 1."""
+    x = np.arange(10.0)
+    y = np.where(x < 5, x, 20 - x)
+    interval = spearman_interval(x, y, seed=0, blocks=np.repeat([0, 1], 5))
+    assert (interval.low, interval.high) == pytest.approx((-1, 1))
+
+
+def test_blocks_of_one_pair_are_the_plain_bootstrap_and_unequal_ones_are_refused():
+    x = np.random.default_rng(4).normal(size=(2, 12))
+    assert spearman_interval(*x, seed=1) == spearman_interval(*x, seed=1, blocks=np.arange(12))
+    with pytest.raises(ArgumentError, match=r"sizes \[5, 7\]"):
+        spearman_interval(*x, seed=1, blocks=[0] * 5 + [1] * 7)
+
+
+def test_holm_keeps_the_order_and_multiplies_step_by_step():
+    """The four p-values of Holm's own kind of example, worked by hand: 0.01·4, 0.02·3, 0.03·2 raised to 0.06, 0.04."""
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.6]) == pytest.approx([1, 1])
+    assert holm([]).size == 0
