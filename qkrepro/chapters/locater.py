@@ -404,7 +404,7 @@ CLAIMS = (
         threshold=Threshold("least ratio of N_W or N_M to the baseline's", TWICE, RATIOS, concentration_perplexity),
     ),
     Claim(
-        name="concentration-raises-entropy",
+        name="concentration-raises-entropy-in-training",
         chapter="locater",
         provenance="reported",
         statement=f"A more concentrated spectrum raises attention entropy ({FULL}; validation text).",

@@ -64,7 +64,7 @@ CASES = [
             ("locater-improves-perplexity", "paired", "test_loss", -1, 0.1),
             ("locater-raises-entropy", "paired", "valid_entropy", +1, 0.3),
             ("concentration-improves-perplexity", "paired", "test_loss", -1, 0.1),
-            ("concentration-raises-entropy", "paired", "valid_entropy", +1, 0.3),
+            ("concentration-raises-entropy-in-training", "paired", "valid_entropy", +1, 0.3),
             ("equal-norm-perplexity", "equal_norm", "valid_loss", -1, 0.1),
             ("equal-norm-entropy", "equal_norm", "valid_entropy", +1, 0.3),
         )
@@ -89,7 +89,7 @@ def test_paired_rules_answer_support_refutation_and_silence(name, table, support
     assert judge(claim, {table: arms(3.0, **supports).query("seed < 2")}).outcome == "not run"
 
 
-@pytest.mark.parametrize("name", ["concentration-improves-perplexity", "concentration-raises-entropy"])
+@pytest.mark.parametrize("name", ["concentration-improves-perplexity", "concentration-raises-entropy-in-training"])
 def test_a_spectrum_that_did_not_concentrate_is_no_test_of_concentration(name):
     better = {"test_loss": -0.1 * (1 + NOISE), "valid_entropy": 0.3 * (1 + NOISE)}
     claim = claim_named(CLAIMS, name)
