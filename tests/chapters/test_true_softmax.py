@@ -144,5 +144,5 @@ def test_closed_forms_lie_within_four_standard_errors_or_two_percent_of_simulati
 
 
 def test_unknown_token_law_is_named():
-    with pytest.raises(ArgumentError, match="law is 'walk'; allowed: raw walk"):
+    with pytest.raises(ArgumentError, match="law must be one of raw walk"):
         draw_tokens("walk", 4, 3, coefficient=0.5, batch=1, generator=generator())

@@ -163,7 +163,7 @@ def test_bad_arguments_are_refused_by_name(attend, arguments, error, message):
 @pytest.mark.parametrize(
     ("attention", "message"),
     [
-        (torch.tensor([0.5, 0.7]), "row sums up to 0.2 away from 1"),
+        (torch.tensor([0.5, 0.7]), "a sum 0.2 away from 1"),
         (torch.tensor([-0.5, 1.5]), "smallest weight -0.5"),
         (torch.tensor([math.nan, 1.0]), "attention must be finite, got 1 non-finite"),
     ],
