@@ -6,12 +6,14 @@ covariance of the increments).
 """
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.std import TqdmWarning
 
 from qkrepro.errors import ArgumentError, CheckpointError
 from qkrepro.models.checkpoint import Tower, local_model, open_towers
@@ -82,8 +84,10 @@ def running_model(folder: Path, **options: Any) -> Any:
     Raises ArgumentError when `transformers` is not installed, CheckpointError when it cannot run the model.
     """
     try:
-        from transformers import AutoModel
-        from transformers.utils import logging
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TqdmWarning)  # of a notebook without widgets, on the bar that is turned off
+            from transformers import AutoModel
+            from transformers.utils import logging
     except ImportError as error:
         raise ArgumentError("a text needs the package transformers: pip install transformers") from error
     quiet: Any = logging

@@ -20,10 +20,10 @@ from qkrepro.chapters.deeper_and_wider import (
     shape_runs,
     shape_tests,
 )
-from qkrepro.evidence.claims import judge, sensitivity
+from qkrepro.evidence.claims import claim_named, judge, sensitivity
 from qkrepro.evidence.numbers import load_numbers
 
-(CLAIM,) = CLAIMS
+CLAIM = claim_named(CLAIMS, "locater-deeper-and-wider")
 NOISE = np.array([-1.0, 0.2, 0.8])  # of three seeds, mean 0
 
 
