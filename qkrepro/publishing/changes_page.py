@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from qkrepro.errors import SiteError
+from qkrepro.publishing.claims_pages import table_cell
 
 FIRST_EDITION = "book/first_edition.csv"
 NEW, GONE = "new", "no longer a claim"
@@ -43,6 +44,9 @@ def changes_page(table: pd.DataFrame) -> str:
     moved = table["before"] != table["after"]
     lines = ["| claim | before | now | why |", "| --- | --- | --- | --- |"]
     for _, row in pd.concat([table[moved], table[~moved]]).iterrows():
-        link = row["statement"] if row["after"] == GONE else f"{{ref}}`{row['statement']} <claim-{row['claim']}>`"
-        lines.append(f"| {link} | {row['before']} | **{row['after']}** | {row['reason']} |".replace("\n", " "))
+        statement = table_cell(row["statement"])
+        link = statement if row["after"] == GONE else f"{{ref}}`{statement} <claim-{row['claim']}>`"
+        lines.append(
+            f"| {link} | {row['before']} | **{row['after']}** | {table_cell(row['reason'])} |".replace("\n", " ")
+        )
     return "\n".join(lines) + "\n"

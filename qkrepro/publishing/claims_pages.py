@@ -84,7 +84,7 @@ def claims_page(table: pd.DataFrame, chapters_written: Sequence[str]) -> str:
             "recompute": f"`qkrepro figures {entry.chapter} --force`" if written else "nothing to run yet",
         }
         quote = f'> "{entry.quote}" (abstract, {{cite}}`bao2024self`)\n\n' if entry.quote else ""
-        rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in lines.items())
+        rows = "\n".join(f"| {name} | {table_cell(value)} |" for name, value in lines.items())
         head = f"| verdict | **{row['outcome']}** |\n| --- | --- |\n"
         parts.append(f"(claim-{entry.name})=\n### {entry.statement}\n\n{quote}{head}{rows}\n{_threshold(entry)}")
     return "\n".join(parts)
@@ -113,7 +113,7 @@ def _threshold(claim: Claim) -> str:
     return f"\n{image}\n\n{words}\n"
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
     """Return the text for a cell of a Markdown table, where a bar would end the cell."""
     return text.replace("|", "\\|")
 
@@ -124,7 +124,10 @@ def verdict_summary(table: pd.DataFrame) -> str:
     It has the claims of the paper and those reported of it, with their verdicts.
     """
     shown = table[table["provenance"].isin(["paper", "reported"])]
-    lines = [f"| {row['statement']} | {row['provenance']} | **{row['outcome']}** |" for _, row in shown.iterrows()]
+    lines = [
+        f"| {table_cell(row['statement'])} | {row['provenance']} | **{row['outcome']}** |"
+        for _, row in shown.iterrows()
+    ]
     return "\n".join(["| claim | provenance | verdict |", "| --- | --- | --- |", *lines, ""])
 
 

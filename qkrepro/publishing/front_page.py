@@ -3,16 +3,17 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import yaml
 
 from qkrepro import __version__
+from qkrepro.evidence.claims import Outcome
 from qkrepro.publishing.notebooks import read_notebook
 from qkrepro.publishing.revision import book_revision, last_change
 
-OUTCOMES = ("reproduced", "partly", "not reproduced", "not run")
+OUTCOMES = get_args(Outcome)
 
 
 def write_front_page(root: Path, work: Path, table: pd.DataFrame) -> None:
