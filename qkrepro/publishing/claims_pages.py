@@ -124,10 +124,8 @@ def verdict_summary(table: pd.DataFrame) -> str:
     It has the claims of the paper and those reported of it, with their verdicts.
     """
     shown = table[table["provenance"].isin(["paper", "reported"])]
-    lines = [
-        f"| {table_cell(row['statement'])} | {row['provenance']} | **{row['outcome']}** |"
-        for _, row in shown.iterrows()
-    ]
+    cells = shown.assign(statement=shown["statement"].map(table_cell))[["statement", "provenance", "outcome"]]
+    lines = [f"| {statement} | {mark} | **{outcome}** |" for statement, mark, outcome in cells.itertuples(index=False)]
     return "\n".join(["| claim | provenance | verdict |", "| --- | --- | --- |", *lines, ""])
 
 
