@@ -9,18 +9,6 @@ A training loop in full:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-
-The optimiser of the experiment: Adam with decoupled weight decay; two schedules with linear warm-up.
-
-A training loop in full:
-
-    optimizer = make_optimizer(model, peak)
-    for update in range(1, updates + 1):
-        set_learning_rate(optimizer, learning_rate(update, peak=peak, warmup=warmup))
-        loss = vocabulary_loss(model.hidden(tokens), model.embedding.weight, targets, precision="bf16")
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 """
 
 import torch
