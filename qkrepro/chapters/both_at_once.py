@@ -4,7 +4,6 @@ Source: book, "Both at once".
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import matplotlib.patheffects as effects
@@ -81,6 +80,11 @@ def can_prevent_both(tables: Tables, bar: float = HALF, *, deep: bool = False) -
     """Table safe, as `prevents_both`, at fewest or most layers: some mean, of either sign, is safe in the setting."""
     found = safe_means(tables["safe"], bar, deep=deep)
     return settings_verdict({name: either(*means.values()) for name, means in found.items()}, _listed(found))
+
+
+def can_prevent_both_deep(tables: Tables, bar: float = HALF) -> Verdict:
+    """Table safe, as `can_prevent_both`, at the largest number of layers."""
+    return can_prevent_both(tables, bar, deep=True)
 
 
 def helps_both(tables: Tables) -> Verdict:
@@ -278,9 +282,9 @@ CLAIMS = (
         rule=SAFE + "One safe mean in each setting and law of tokens; the same stacks as for 8 layers, at their end.",
         refuted_by="no safe mean in some settings, and a safe one in none",
         tables=("safe",),
-        judge=partial(can_prevent_both, deep=True),
+        judge=can_prevent_both_deep,
         figure="fig-both-windows",
-        threshold=_threshold(partial(can_prevent_both, deep=True)),
+        threshold=_threshold(can_prevent_both_deep),
     ),
     Claim(
         name="concentration-helps-both",

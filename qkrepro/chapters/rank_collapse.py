@@ -6,7 +6,6 @@ Source: book, "Rank collapse".
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,6 +103,11 @@ def prevents_rank_collapse(tables: Tables, bar: float = HALF, *, deep: bool = Fa
         alone += bool(cases[key] and entropy < SELF_ONLY)
     told = f"; in {alone} of those in which it holds a token reads hardly anything but itself (entropy below a tenth)"
     return _verdict(cases, told if any(cases.values()) else "")
+
+
+def prevents_rank_collapse_deep(tables: Tables, bar: float = HALF) -> Verdict:
+    """Table depth_end, as `prevents_rank_collapse`, at the largest number of layers."""
+    return prevents_rank_collapse(tables, bar, deep=True)
 
 
 def kept_longer(tables: Tables) -> dict[Setting, bool | None]:
@@ -318,12 +322,10 @@ CLAIMS = (
         rule=RULE + "The same stacks as for 8 layers, read at their end.",
         refuted_by="failing in some settings and holding in none",
         tables=("depth_end",),
-        judge=partial(prevents_rank_collapse, deep=True),
+        judge=prevents_rank_collapse_deep,
         quote=PREVENTS,
         figure="fig-rank-collapse",
-        threshold=Threshold(
-            "share of the input's residual that is kept", HALF, TRIED, partial(prevents_rank_collapse, deep=True)
-        ),
+        threshold=Threshold("share of the input's residual that is kept", HALF, TRIED, prevents_rank_collapse_deep),
     ),
     Claim(
         name="concentration-slows-rank-collapse",

@@ -81,7 +81,7 @@ def simplex_layers(
             log_z += math.log(2 / (1 + advantage**2))
         else:
             log_z += -2 * math.log(advantage) if advantage > 0 else math.inf
-        odds = math.exp(min(log_z, 700)) - 1 / length
+        odds = max(0.0, math.exp(min(log_z, 700)) - 1 / length)  # at right angles rounding may fall below zero
         cosines.append(odds / (1 + odds) if log_z < 700 else 1.0)
     return torch.tensor(cosines, dtype=torch.float64)
 
