@@ -45,7 +45,7 @@ def changes_page(table: pd.DataFrame) -> str:
     lines = ["| claim | before | now | why |", "| --- | --- | --- | --- |"]
     for _, row in pd.concat([table[moved], table[~moved]]).iterrows():
         statement = table_cell(row["statement"])
-        link = statement if row["after"] == GONE else f"{{ref}}`{statement} <claim-{row['claim']}>`"
+        link = statement if row["after"] == GONE else f"{statement} ({{ref}}`its rule <claim-{row['claim']}>`)"
         lines.append(
             f"| {link} | {row['before']} | **{row['after']}** | {table_cell(row['reason'])} |".replace("\n", " ")
         )
