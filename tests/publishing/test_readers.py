@@ -397,7 +397,7 @@ def _nothing_committed_is_touched(
     assert copy.qkrepro("claims").returncode == 0
     checked = copy.qkrepro("figures", "--check")
     assert checked.returncode == 1
-    assert f"{LARGEST}: changed: code, outputs, by a run that was not `qkrepro figures`, parameters" in checked.stdout
+    assert f"{LARGEST}: changed: code, parameters, outputs, by a run that was not `qkrepro figures`" in checked.stdout
 
 
 def _figure_on_the_screen(page: object) -> str:
@@ -414,11 +414,11 @@ def _figure_on_the_screen(page: object) -> str:
 
 
 def _proposed_parameter(path: Path) -> tuple[str, float]:
-    """The first parameter that the chapter's "Run it yourself" proposes to change, and its committed value."""
+    """The first parameter with a number that an exercise of the chapter proposes to change, and its committed value."""
     cells = read_notebook(path).cells
-    (proposal,) = [cell.source for cell in cells if cell.source.startswith("## Run it yourself")]
+    proposals = [cell.source for cell in cells if cell.cell_type == "markdown" and "{dropdown} Answer" in cell.source]
     parameters = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    for name in re.findall(r"`(\w+)`", proposal.split("Worth changing")[1]):
+    for name in re.findall(r"`(\w+)`", "\n".join(proposals)):
         value = re.search(rf"(?m)^{name} = ([\d.]+)\b", parameters)
         if value:
             return name, float(value[1])
@@ -436,4 +436,6 @@ def _compact(text: str) -> str:
 
 
 def _printed(cells: list[object]) -> list[str]:
-    return [output["text"] for cell in cells for output in cell.outputs if output.output_type == "stream"]
+    """The tables that a reader sees, as text."""
+    outputs = [output for cell in cells for output in cell.outputs if "text/html" in output.get("data", {})]
+    return [output["data"]["text/plain"] for output in outputs]
