@@ -61,6 +61,7 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Ca
         built = run_jupyter_book(work, place / "site.log", strict=not draft, say=say)
         _name_the_source_of_the_changelog(built)
         _give_the_entrance_an_icon(built)
+        _name_the_toggles(built)
         problems += site_problems(built, pages)
         if problems and not draft:
             raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
@@ -196,6 +197,16 @@ def _give_the_entrance_an_icon(built: Path) -> None:
     text = entrance.read_text(encoding="utf-8") if entrance.is_file() else ""
     if "http-equiv" in text and 'rel="icon"' not in text:
         entrance.write_text(f'<link rel="icon" href="_static/favicon.svg"/>\n{text}', encoding="utf-8")
+
+
+def _name_the_toggles(built: Path) -> None:
+    """Name the theme's toggles of nested pages, which show an icon alone, for who hears a page."""
+    bare = '<summary><span class="toctree-toggle"'
+    for page in built.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        if bare in text:
+            named = bare.replace("<summary>", '<summary aria-label="Show or hide the pages below">')
+            page.write_text(text.replace(bare, named), encoding="utf-8")
 
 
 def _pages(toc: dict[str, Any]) -> Iterator[str]:

@@ -175,7 +175,7 @@ def _counted(text: str) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.slow
-def test_ten_minutes_lead_from_the_front_page_to_a_knob_that_moves_the_figure(address: str, browser: object) -> None:
+def test_ten_minutes_lead_from_the_front_page_to_a_point_that_moves_the_figure(address: str, browser: object) -> None:
     start = time.perf_counter()
     page = browser.new_page(viewport=SCREEN)
     problems = _watch(page, address)
@@ -198,8 +198,8 @@ def test_ten_minutes_lead_from_the_front_page_to_a_knob_that_moves_the_figure(ad
     for link in links[1:]:
         _open_front_page(page, address)
         _follow(page, link)
-        if page.locator("#rho-chart").count():
-            _turn_a_knob(page)
+        if page.locator("[data-part=plane]").count():
+            _drag_the_point(page)
             turned = True
         for image in page.locator(f"figure[id='{page.url.partition('#')[2]}'] img").all():
             assert _picture_is_loaded(image)
@@ -213,19 +213,19 @@ def test_ten_minutes_lead_from_the_front_page_to_a_knob_that_moves_the_figure(ad
     print(f"\nten minutes: {steps_taken} steps; {time.perf_counter() - start:.1f} s here")
 
 
-def _turn_a_knob(page: object) -> None:
-    """Drag the first slider to its right end: the table, the summary and the curve answer."""
-    page.wait_for_function("window.rhoView && document.querySelector('#rho-summary').textContent")
-    curve = "document.querySelector('#rho-chart svg').innerHTML"
-    cells, summary = page.locator(".rho-values td"), page.locator("#rho-summary")
-    before = cells.all_inner_texts(), summary.inner_text(), page.evaluate(curve)
-    slider = page.locator(".rho-knob input").first
-    box = slider.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+def _drag_the_point(page: object) -> None:
+    """Drag the point of the plane to the right: where it stands and the summary answer."""
+    page.wait_for_function("window.explorer && document.querySelector('[data-part=summary]').textContent")
+    summary, handle = page.locator("[data-part=summary]"), page.locator("[data-part=handle]")
+    before = summary.inner_text(), page.evaluate("explorer.chosen.mean")
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.move(x + 60, y, steps=5)
     page.mouse.up()
-    after = cells.all_inner_texts(), summary.inner_text(), page.evaluate(curve)
+    after = summary.inner_text(), page.evaluate("explorer.chosen.mean")
     assert all(new != old for new, old in zip(after, before, strict=True))
 
 
