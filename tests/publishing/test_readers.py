@@ -225,6 +225,7 @@ def _drag_the_point(page: object) -> None:
     page.mouse.down()
     page.mouse.move(x + 60, y, steps=5)
     page.mouse.up()
+    page.wait_for_timeout(1000)  # the summary is spoken once the point rests
     after = summary.inner_text(), page.evaluate("explorer.chosen.mean")
     assert all(new != old for new, old in zip(after, before, strict=True))
 
