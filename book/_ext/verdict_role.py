@@ -34,6 +34,7 @@ class VerdictRole(SphinxRole):
         if row["outcome"] != outcome:
             message = "this sentence was written for the verdict %r of claim %s, which now is %r"
             LOGGER.warning(message, outcome, name, row["outcome"], location=self.get_location())
+        place = f" in {row['setting']}" if row.get("setting") else ""
         cases = f" ({row['holds']} of {row['of']})" if row.get("of") else ""
         link = addnodes.pending_xref(
             "",
@@ -44,7 +45,7 @@ class VerdictRole(SphinxRole):
             refwarn=True,
             refdoc=self.env.docname,
         )
-        link += nodes.inline("", f"{row['outcome']}{cases}")
+        link += nodes.inline("", f"{row['outcome']}{place}{cases}")
         kind = f"verdict-{row['outcome'].replace(' ', '-')}"
         return [
             nodes.inline("", "", link, classes=["verdict", kind])

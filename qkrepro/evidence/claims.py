@@ -12,8 +12,13 @@ import pandas as pd
 from qkrepro.errors import ArgumentError, check_choice
 
 Tables = Mapping[str, pd.DataFrame]
-Provenance = Literal["paper", "reported", "derived", "ours"]
+Provenance = Literal["paper", "reported", "derived", "ours", "literature"]
 Outcome = Literal["reproduced", "partly", "not reproduced", "inconclusive", "not a test", "not run"]
+HOLDS = {
+    "reproduced": "holds",
+    "partly": "holds in part",
+    "not reproduced": "does not hold",
+}  # of a claim with a setting
 
 
 class Verdict(NamedTuple):
@@ -49,7 +54,9 @@ class Claim:
     chapter: name of the chapter that saves the tables. statement: the claim with its conditions (sign of the mean,
     temperature, law of tokens, layers). rule, refuted_by: what the function does, in words. tables: the names of the
     tables that `rule` reads. quote: words of the abstract (arXiv 2402.02098), the only text of the paper we hold.
-    figure: name of the chapter's figure that shows it. threshold: None where no single number decides.
+    figure: name of the chapter's figure that shows it. threshold: None where no single number decides. setting: where a
+    claim of another paper was tested, such as "a grid world of 5 × 5 cells"; its outcome then reads "holds in" that
+    setting, because a small setting of ours reproduces nothing.
     """
 
     name: str
@@ -63,6 +70,17 @@ class Claim:
     quote: str | None = None
     figure: str | None = None
     threshold: Threshold | None = None
+    setting: str | None = None
+
+
+def outcome_word(claim: Claim, outcome: Outcome) -> str:
+    """Return the outcome as pages name it: "holds" in place of "reproduced" for a claim with a setting of its own."""
+    return HOLDS.get(outcome, outcome) if claim.setting else outcome
+
+
+def outcome_in_setting(claim: Claim, outcome: Outcome) -> str:
+    """Return the outcome with its setting, such as "holds in a grid world of 5 × 5 cells"; just the outcome without."""
+    return f"{outcome_word(claim, outcome)}{f' in {claim.setting}' if claim.setting else ''}"
 
 
 def claim_named(claims: Iterable[Claim], name: str) -> Claim:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from qkrepro.evidence.claims import Claim, Tables, Verdict, judge
+from qkrepro.evidence.claims import Claim, Tables, Verdict, judge, outcome_in_setting
 from qkrepro.evidence.numbers import COMMITTED_PROFILE, changed_parameters, save_numbers, stored
 from qkrepro.evidence.rounding import GLUED_DIGITS, rounded, significant
 from qkrepro.evidence.style import use_style
@@ -54,7 +54,7 @@ class ShownVerdicts:
         """Return name, outcome and reason of each claim."""
         lines = []
         for claim, verdict in self.verdicts.items():
-            told = f"{verdict.outcome} ({verdict.because})" if verdict else self._none()
+            told = f"{outcome_in_setting(claim, verdict.outcome)} ({verdict.because})" if verdict else self._none()
             lines.append(f"{claim.name}: {told}{self._mark() if verdict else ''}")
         return "\n".join(lines)
 
@@ -67,9 +67,8 @@ class ShownVerdicts:
         if verdict is None:
             return f"{head}{self._none().capitalize()}."
         title = "Verdict of changed parameters" if self.changed else "Verdict"
-        return (
-            f"{head}**{title}: {verdict.outcome}.** {verdict.because[:1].upper()}{verdict.because[1:]}{self._mark()}."
-        )
+        outcome = outcome_in_setting(claim, verdict.outcome)
+        return f"{head}**{title}: {outcome}.** {verdict.because[:1].upper()}{verdict.because[1:]}{self._mark()}."
 
     def _none(self) -> str:
         return f"no verdict at profile {self.profile}; verdicts rest on {COMMITTED_PROFILE}"

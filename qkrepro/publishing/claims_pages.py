@@ -9,7 +9,7 @@ import pandas as pd
 
 from qkrepro import chapters
 from qkrepro.errors import ArgumentError
-from qkrepro.evidence.claims import Claim, Verdict, judge, sensitivity
+from qkrepro.evidence.claims import Claim, Verdict, judge, outcome_word, sensitivity
 from qkrepro.evidence.numbers import book_root, load_numbers, numbers_folder
 from qkrepro.files import write_atomically
 from qkrepro.publishing.notebooks import chapter_names
@@ -44,13 +44,14 @@ def verdicts(folder: Path | None = None, of: Sequence[str] | None = None) -> pd.
                 "chapter": entry.chapter,
                 "provenance": entry.provenance,
                 "statement": entry.statement,
-                "outcome": verdict.outcome,
+                "outcome": outcome_word(entry, verdict.outcome),
+                "setting": entry.setting,
                 "because": verdict.because,
                 "holds": verdict.holds,
                 "of": verdict.of,
             }
         )
-    columns = ["claim", "chapter", "provenance", "statement", "outcome", "because", "holds", "of"]
+    columns = ["claim", "chapter", "provenance", "statement", "outcome", "setting", "because", "holds", "of"]
     return pd.DataFrame(rows, columns=columns).astype({"holds": "Int64", "of": "Int64"})
 
 
@@ -85,7 +86,8 @@ def claims_page(table: pd.DataFrame, chapters_written: Sequence[str]) -> str:
         }
         quote = f'> "{entry.quote}" (abstract, {{cite}}`bao2024self`)\n\n' if entry.quote else ""
         rows = "\n".join(f"| {name} | {table_cell(value)} |" for name, value in lines.items())
-        head = f"| verdict | **{row['outcome']}** |\n| --- | --- |\n"
+        place = f" in {entry.setting}" if entry.setting else ""
+        head = f"| verdict | **{row['outcome']}**{place} |\n| --- | --- |\n"
         parts.append(f"(claim-{entry.name})=\n### {entry.statement}\n\n{quote}{head}{rows}\n{_threshold(entry)}")
     return "\n".join(parts)
 
@@ -108,7 +110,7 @@ def _threshold(claim: Claim) -> str:
     table = _sensitivity(claim)
     if claim.threshold is None or table is None:
         return ""
-    words = threshold_alternative(claim.threshold, table)
+    words = threshold_alternative(claim, table)
     image = f":::{{image}} generated/threshold-{claim.name}.png\n:alt: {words}\n:width: 100%\n:class: threshold\n:::"
     return f"\n{image}\n\n{words}\n"
 
@@ -138,7 +140,7 @@ def changed_verdicts(table: pd.DataFrame, folder: Path | None = None) -> list[st
     if not path.is_file():
         raise ArgumentError(f"{path} is missing; write it with `qkrepro claims --write`")
     stored = pd.read_csv(path, dtype=str).set_index("claim")
-    current = table.set_index("claim")[["outcome", "because", "holds", "of"]].astype("string")
+    current = table.set_index("claim")[["outcome", "setting", "because", "holds", "of"]].astype("string")
     names = current.index.union(stored.index, sort=False)
     same = current.reindex(names).fillna("").eq(stored.reindex(names).fillna("").astype("string")).all(axis=1)
     return [str(name) for name in names[~same]]
@@ -150,7 +152,7 @@ def write_pages(folder: Path | None = None) -> list[Path]:
     target = folder or root / "book" / "generated"
     written = [path.stem for path in (root / "notebooks").glob("*.ipynb")]
     table = verdicts()
-    stored = table[["claim", "outcome", "because", "holds", "of"]].to_csv(index=False, lineterminator="\n")
+    stored = table[["claim", "outcome", "setting", "because", "holds", "of"]].to_csv(index=False, lineterminator="\n")
     pages = {"claims.md": claims_page(table, written), "verdicts.md": verdict_summary(table), STORED: stored}
     for name, text in pages.items():
         write_atomically(target / name, text.encode())

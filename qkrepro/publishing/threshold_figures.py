@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from qkrepro.evidence.claims import Claim, Threshold
+from qkrepro.evidence.claims import Claim, outcome_word
 from qkrepro.evidence.style import use_style
 
 COLOURS = {
@@ -34,7 +34,14 @@ def threshold_figure(claim: Claim, sensitivity: pd.DataFrame) -> Figure:
     share = (sensitivity["holds"] / sensitivity["of"]).astype(float) if counted else pd.Series(0.5, sensitivity.index)
     axis.plot(sensitivity["threshold"], share, color="0.6", linewidth=1, zorder=1)
     for outcome, rows in sensitivity.groupby("outcome", sort=False):
-        axis.scatter(rows["threshold"], share[rows.index], color=COLOURS[str(outcome)], s=36, label=outcome, zorder=2)
+        axis.scatter(
+            rows["threshold"],
+            share[rows.index],
+            color=COLOURS[str(outcome)],
+            s=36,
+            label=outcome_word(claim, outcome),
+            zorder=2,
+        )
     axis.axvline(claim.threshold.value, color="0.4", linestyle="--", linewidth=1, label="where it is judged")
     axis.set(xlabel=claim.threshold.name, ylim=(-0.05, 1.05))
     if counted:
@@ -48,14 +55,20 @@ def threshold_figure(claim: Claim, sensitivity: pd.DataFrame) -> Figure:
     return figure
 
 
-def threshold_alternative(threshold: Threshold, sensitivity: pd.DataFrame) -> str:
-    """Return the picture in words: each outcome with the range of thresholds at which it stands."""
+def threshold_alternative(claim: Claim, sensitivity: pd.DataFrame) -> str:
+    """Return the picture in words: each outcome with the range of thresholds at which it stands.
+
+    Raises ValueError for a claim without a threshold.
+    """
+    threshold = claim.threshold
+    if threshold is None:
+        raise ValueError(f"claim {claim.name} has no threshold")
     runs = (sensitivity["outcome"] != sensitivity["outcome"].shift()).cumsum()
     parts = []
     for _, rows in sensitivity.groupby(runs):
         first, last = rows["threshold"].iloc[0], rows["threshold"].iloc[-1]
         span = f"at {first:g}" if first == last else f"from {first:g} to {last:g}"
-        parts.append(f"{rows['outcome'].iloc[0]} {span}")
+        parts.append(f"{outcome_word(claim, rows['outcome'].iloc[0])} {span}")
     return f"The verdict over the threshold, {threshold.name}, judged at {threshold.value:g}: {', '.join(parts)}."
 
 

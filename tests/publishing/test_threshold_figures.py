@@ -1,6 +1,7 @@
 """A threshold shows how the verdict moves with it, in a picture and in words."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -29,8 +30,10 @@ def test_the_verdict_is_judged_at_every_threshold_that_is_tried():
 
 
 def test_the_words_name_each_outcome_with_its_range():
-    words = threshold_alternative(THRESHOLD, sensitivity(CLAIM, TABLES))
+    words = threshold_alternative(CLAIM, sensitivity(CLAIM, TABLES))
     assert words.endswith("judged at 0.5: partly from 0.1 to 0.5, reproduced at 0.9.")
+    elsewhere = threshold_alternative(replace(CLAIM, setting="a grid of ours"), sensitivity(CLAIM, TABLES))
+    assert elsewhere.endswith("judged at 0.5: holds in part from 0.1 to 0.5, holds at 0.9.")
 
 
 def test_the_picture_has_a_point_per_threshold_at_the_share_of_cases_and_the_same_bytes_again():

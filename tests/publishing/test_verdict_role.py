@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import nbformat
 import pytest
 from checkout_copy import Copy
+
+from qkrepro.evidence.claims import HOLDS, Outcome
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = f"""
@@ -18,8 +21,11 @@ extensions = ["myst_nb", "verdict_role"]
 nb_execution_mode = "off"
 root_doc = "book/claims"
 """
-STORED = "claim,outcome,because,holds,of\ncounted,partly,why,3,4\nplain,not a test,why,,\n"
-CLAIMS = "# Claims\n\n(claim-counted)=\n## One\n\n(claim-plain)=\n## Two\n\n"
+STORED = (
+    "claim,outcome,setting,because,holds,of\n"
+    "counted,partly,,why,3,4\nplain,not a test,,why,,\nelsewhere,holds,a grid of ours,why,5,5\n"
+)
+CLAIMS = "# Claims\n\n(claim-counted)=\n## One\n\n(claim-plain)=\n## Two\n\n(claim-elsewhere)=\n## Three\n\n"
 TREE = "```{toctree}\npage\n../notebooks/chapter\n```\n"
 COLOURS = re.compile(r"--ground: #(\w{6}); --ink: #(\w{6})")
 
@@ -41,11 +47,18 @@ def build(folder: Path, sentence: str) -> tuple[str, dict[str, str]]:
 
 
 def test_the_badge_says_outcome_and_cases_and_leads_to_the_claim(tmp_path: Path) -> None:
-    warnings, pages = build(tmp_path, "So {verdict}`counted: partly`, and {verdict}`plain: not a test`.")
+    warnings, pages = build(
+        tmp_path, "So {verdict}`counted: partly`, {verdict}`plain: not a test`, {verdict}`elsewhere: holds`."
+    )
     assert "WARNING" not in warnings
     for name, text in pages.items():
         claims = "claims.html" if name.startswith("book") else "../book/claims.html"
-        for kind, anchor, shown in (("partly", "counted", r"partly \(3 of 4\)"), ("not-a-test", "plain", "not a test")):
+        badges = (
+            ("partly", "counted", r"partly \(3 of 4\)"),
+            ("not-a-test", "plain", "not a test"),
+            ("holds", "elsewhere", r"holds in a grid of ours \(5 of 5\)"),
+        )
+        for kind, anchor, shown in badges:
             link = f'<a [^>]*href="{re.escape(claims)}#claim-{anchor}"[^>]*>(<span[^>]*>)?{shown}(</span>)?</a>'
             assert re.search(f'<span class="verdict verdict-{kind}">{link}</span>', text), name
 
@@ -57,7 +70,10 @@ def test_the_badge_says_outcome_and_cases_and_leads_to_the_claim(tmp_path: Path)
             "{verdict}`counted: reproduced`",
             "written for the verdict 'reproduced' of claim counted, which now is 'partly'",
         ),
-        ("{verdict}`count: partly`", "verdict of 'count': there is no such claim; claims are counted, plain"),
+        (
+            "{verdict}`count: partly`",
+            "verdict of 'count': there is no such claim; claims are counted, plain, elsewhere",
+        ),
     ],
 )
 def test_a_sentence_of_another_verdict_is_warned_of_with_its_place(tmp_path: Path, sentence: str, warning: str) -> None:
@@ -94,7 +110,8 @@ def luminance(colour: str) -> float:
 
 def test_every_outcome_has_a_badge_that_is_readable_in_light_and_dark() -> None:
     style = (ROOT / "book" / "_static" / "book.css").read_text(encoding="utf-8")
-    for kind in ("reproduced", "partly", "not-reproduced", "inconclusive", "not-a-test", "not-run"):
+    words = (*get_args(Outcome), *HOLDS.values())
+    for kind in (word.replace(" ", "-") for word in words):
         rules = re.findall(rf"^(?:html\S+ )?\.verdict-{kind} {{(.*)}}", style, re.MULTILINE)
         assert len(rules) == 2, kind  # light and dark
         assert '--mark: "' in rules[0]
