@@ -72,6 +72,10 @@ def finished_runs(sweep: SweepTables) -> pd.DataFrame:
     frobenius, walk_frobenius, trace.
     """
     measured = ["residual", "cosine", *CONCENTRATIONS, *NORMS.values(), "trace"]
+    keys = ["run", "seed", "treatment", "strength", "arm", "d_model"]
+    columns = [*keys, "log perplexity", "log test perplexity", "entropy", *measured]
+    if sweep.summary.empty:
+        return pd.DataFrame(columns=columns)
     ends = sweep.curves.sort_values("update").groupby("run").last()[["valid_entropy", *measured]]
     table = sweep.summary.drop(columns=["valid_entropy", *measured]).join(ends, on="run")
     treatment = [treatment_of(run) for run in table.to_dict("records")]
@@ -80,8 +84,7 @@ def finished_runs(sweep: SweepTables) -> pd.DataFrame:
     table = table.assign(treatment=treatment, strength=strength, arm=names).rename(
         columns={"end_valid_loss": "log perplexity", "end_test_loss": "log test perplexity", "valid_entropy": "entropy"}
     )
-    keys = ["run", "seed", "treatment", "strength", "arm", "d_model"]
-    return table[[*keys, "log perplexity", "log test perplexity", "entropy", *measured]]
+    return table[columns]
 
 
 def passes_check(runs: pd.DataFrame, arm: str) -> tuple[list[str], dict[str, list[float]]]:
@@ -108,10 +111,10 @@ def arms_of_the_map(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_arms(runs: pd.DataFrame, planned: int) -> dict[str, str]:
-    """Return what the plan takes to the confirmation, "concentrating", "control" and "peer"; {} before the map is whole.
+    """Return the arm for each role of the confirmation: concentrating, control, peer; {} before the map is whole.
 
-    planned: how many runs the map has. Of the arms that pass the check the one with the least validation perplexity, and where
-    none passes the one with the largest ratio of N_W; ties go to the smaller strength.
+    planned: how many runs the map has. Of the arms that pass the check the one with the least validation perplexity is
+    taken, and where none passes the one with the largest ratio of N_W; ties go to the smaller strength.
     """
     if len(runs) < planned:
         return {}
