@@ -4,7 +4,7 @@ The map chooses an arm and shows the dose response; the confirmation, with seeds
 it concentration that helps?" and results/PLAN.md; ours, on the claims of arXiv 2402.02098.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -32,8 +32,11 @@ from qkrepro.theory.statistics import holm, t_interval
 from qkrepro.training.tables import SweepTables
 
 READS = (
-    *("results/PLAN.md", "results/map-middle*", "results/map-peers*", "results/map-strengths*"),
-    *("results/search-confirm*", "results/confirm-full*"),
+    "results/PLAN.md",
+    "results/map-middle*",
+    "results/map-peers*",
+    "results/map-strengths*",
+    "results/confirm-full*",
 )
 BASELINE, CONTROL = "baseline", "shrink"
 PEERS = ("qk-norm", "sigma-reparam", "qk-clip", "qk-weight-decay")
@@ -176,6 +179,8 @@ def confirmation(sweep: SweepTables) -> pd.DataFrame:
     same seed; missed: losses that were not reached. Both NaN where the seed has no baseline.
     """
     runs = finished_runs(sweep)
+    if runs.empty:
+        return runs.assign(role=[], **{"log updates": [], "missed": []})
     curves = {name: curve.sort_values("update") for name, curve in sweep.curves.groupby("run")}
     base = {row["seed"]: curves[row["run"]] for _, row in runs[runs["treatment"] == BASELINE].iterrows()}
     ratios = [
@@ -228,7 +233,9 @@ def judge_outcome(tables: Tables, margin: float | None = None, *, outcome: str, 
 def judge_expressivity(tables: Tables) -> Verdict:
     """Judge whether entropy and rank recede from collapse together. Reads `confirmation`."""
     entropy, rank = (judge_outcome(tables, outcome=name) for name in ("entropy", "residual"))
-    word: Outcome = entropy.outcome if entropy.outcome == "not a test" else weaker(entropy.outcome, rank.outcome)
+    if entropy.outcome in ("not run", "not a test"):
+        return entropy
+    word = weaker(entropy.outcome, rank.outcome)
     return Verdict(word, f"entropy: {entropy.outcome}; rank: {rank.outcome}. {entropy.because}; {rank.because}")
 
 
@@ -295,21 +302,55 @@ def judge_dose(tables: Tables, *, n: str, outcome: str) -> Verdict:
     )
 
 
-def plot_map(runs: pd.DataFrame, axes: tuple[Axes, Axes], colours: Mapping[str, Any]) -> None:
+def concentration_courses(sweeps: Sequence[SweepTables]) -> pd.DataFrame:
+    """Return N_W over training of the first sweep's runs of the least seed, one row per evaluation after the start.
+
+    Columns: treatment, epoch, concentration.
+    """
+    curves = sweeps[0].curves.query("update > 0")
+    curves = curves[curves["seed"] == curves["seed"].min()]
+    treatments = {str(run["run"]): treatment_of(run) for run in sweeps[0].summary.to_dict("records")}
+    table: pd.DataFrame = curves.assign(treatment=curves["run"].map(treatments))
+    return table[["treatment", "epoch", "concentration"]]
+
+
+def plot_courses(courses: pd.DataFrame, ax: Axes) -> None:
+    """Draw N_W over training, a line per treatment with its name at the end, and twice the baseline's last value."""
+    last = courses.sort_values("epoch").groupby("treatment")["concentration"].last().sort_values()
+    ends = {str(name): float(value) for name, value in last.items()}
+    palette = dict(zip(ends, sns.color_palette("colorblind", 10) * 2, strict=False)) | {BASELINE: (0.4, 0.4, 0.4)}
+    sns.lineplot(courses, x="epoch", y="concentration", hue="treatment", palette=palette, legend=False, ax=ax)
+    logs = np.log(np.clip(list(ends.values()), 1e-3, None))
+    for name, height in zip(ends, np.exp(_spread_out(logs, least=0.5)), strict=True):
+        place = (courses["epoch"].max(), height)
+        ax.annotate(name, place, (6, -3), textcoords="offset points", fontsize=8, color=palette[name])
+    ax.axhline(2 * ends[BASELINE], color="0.6", linewidth=1, linestyle=":")
+    ax.set(yscale="log", ylim=(1e-3, 200), xlabel="passes over the text", ylabel="N$_W$, number of equal eigenvalues")
+    ax.set_xlim(right=courses["epoch"].max() * 1.2)
+    ax.set_title("A target for the trace concentrates W within a quarter of a pass")
+
+
+def _spread_out(heights: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Return ascending heights, moved up until neighbours are at least this far apart."""
+    placed = heights.copy()
+    for place in range(1, len(placed)):
+        placed[place] = max(placed[place], placed[place - 1] + least)
+    return placed
+
+
+def plot_map(runs: pd.DataFrame, axes: Sequence[Axes]) -> None:
     """Draw perplexity and entropy of each run of the map over N_W, named by treatment; the baseline as a line."""
-    for axis, column, label in zip(
-        axes, ("perplexity", "entropy"), ("validation perplexity", "entropy, nats"), strict=True
-    ):
-        table = runs.assign(perplexity=np.exp(runs["log perplexity"]))
-        sns.scatterplot(
-            table, x="concentration", y=column, hue="kind", palette=dict(colours), s=45, legend=axis is axes[0], ax=axis
-        )
-        for _, row in table.drop_duplicates("arm").iterrows():
-            axis.annotate(
-                row["treatment"], (row["concentration"], row[column]), (3, 3), textcoords="offset points", fontsize=7
-            )
+    table = runs.assign(perplexity=np.exp(runs["log perplexity"]), n=runs["concentration"].clip(lower=1e-3))
+    kinds = {BASELINE: "baseline", CONTROL: "shrinkage"} | dict.fromkeys(PEERS, "other methods")
+    table["kind"] = table["treatment"].map(lambda name: kinds.get(name, "LocAteR"))
+    labels = {"perplexity": "validation perplexity", "entropy": "attention entropy, nats"}
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+        sns.scatterplot(table, x="n", y=column, hue="kind", style="kind", s=45, legend=axis is axes[0], ax=axis)
+        for row in table.drop_duplicates("arm").to_dict("records"):
+            axis.annotate(row["treatment"], (row["n"], row[column]), (4, 4), textcoords="offset points", fontsize=7)
         axis.axhline(table.loc[table["treatment"] == BASELINE, column].mean(), color="0.5", linewidth=1, linestyle="--")
-        axis.set(xscale="log", xlabel="N$_W$, number of equal eigenvalues", ylabel=label)
+        axis.set(xscale="log", xlim=(5e-4, 900), xlabel="N$_W$, number of equal eigenvalues", ylabel=label)
+    axes[0].legend(title=None, fontsize=7)
 
 
 def _outcome_claim(name: str, outcome: str, statement: str, against: str = BASELINE) -> Claim:
