@@ -6,7 +6,9 @@
 The reviewer's numbers are in `book/review.csv` (finding, quantity, reviewed, within, since), as given to us. A number
 is confirmed when ours, computed from the committed records or simulated with a seed, agrees with it to the last digit
 that is given, or within `within` where the quantity is a simulation's. Otherwise it is mended where the rule or the
-cases that it is about are others now (`since` says how), and corrected where they are not; the page shows both. Source: book, "What changed since the first edition, and why".
+cases that it is about are others now (`since` says how), and corrected where they are not; the page shows both.
+
+Source: book, "What changed since the first edition, and why".
 """
 
 import math
