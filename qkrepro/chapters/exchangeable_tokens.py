@@ -25,6 +25,7 @@ SPECTRUM_SAYS = (
     "The right parameter is the inverse covariance of the tokens: the most concentrated spectrum there is, seen in "
     "their own covariance."
 )
+PARAMETERS = ("right: inverse covariance", "equal eigenvalues", "dispersed", "uniform attention")
 RATE = 0.25  # fall of the error with length, as a power, from which it counts: half of that of a mean
 ALIGNED = 0.9  # cosine of two matrices from which a learnt one counts as found
 
@@ -39,9 +40,9 @@ def parameters(cov: Tensor, generator: Generator) -> dict[str, Tensor]:
     """Return W by name, (d, d): the right one, others of its trace (a multiple of I; a dispersed one), and zero."""
     right, dim = torch.linalg.inv(cov), len(cov)
     mean = float(right.trace()) / dim
-    named = {"right: inverse covariance": right, "equal eigenvalues": mean * torch.eye(dim, dtype=torch.float64)}
-    named["dispersed"] = random_spectrum_matrix(dim, mean, mean**2, generator=generator)
-    named["uniform attention"] = torch.zeros_like(right)
+    equal = mean * torch.eye(dim, dtype=torch.float64)
+    dispersed = random_spectrum_matrix(dim, mean, mean**2, generator=generator)
+    named = dict(zip(PARAMETERS, (right, equal, dispersed, torch.zeros_like(right)), strict=True))
     if torch.equal(cov, torch.eye(dim, dtype=torch.float64)):
         del named["equal eigenvalues"]  # the right one
     return named
@@ -63,14 +64,16 @@ def draw_sequences(
 def attention_estimate(queries: Tensor, keys: Tensor, values: Tensor, w: Tensor) -> Tensor:
     """Return Σ_i A_i v_i with A = softmax(qᵀ W k_i), (...)."""
     logits = (keys @ (queries @ w)[..., None])[..., 0]  # (..., T)
-    return (torch.softmax(logits, dim=-1) * values).sum(-1)
+    estimate: Tensor = (torch.softmax(logits, dim=-1) * values).sum(-1)
+    return estimate
 
 
 def posterior_estimate(queries: Tensor, keys: Tensor, values: Tensor, noise: float) -> Tensor:
     """Return q · E[b | keys, values], (...): b ~ N(0, I) a priori, so that the posterior mean is a ridge regression."""
     gram = keys.mT @ keys + noise**2 * torch.eye(keys.shape[-1], dtype=keys.dtype)
     mean = torch.linalg.solve(gram, keys.mT @ values[..., None])[..., 0]  # (..., d)
-    return (queries * mean).sum(-1)
+    estimate: Tensor = (queries * mean).sum(-1)
+    return estimate
 
 
 def error_over_length(
@@ -138,7 +141,7 @@ def error_falls_with_length(tables: Tables, rate: float = RATE) -> Verdict:
     """Judge the slopes of the right parameter by tokens: tokens, parameter, group, slope; interval below −rate."""
     right = tables["slopes"][tables["slopes"]["parameter"].str.startswith("right")]
     found = {tokens: t_interval(-line["slope"]) for tokens, line in right.groupby("tokens", sort=False)}
-    return settings_verdict({f"{tokens} tokens": above(interval, rate) for tokens, interval in found.items()})
+    return settings_verdict({f"{tokens!s} tokens": above(interval, rate) for tokens, interval in found.items()})
 
 
 def others_keep_an_error(tables: Tables) -> Verdict:
@@ -150,7 +153,7 @@ def others_keep_an_error(tables: Tables) -> Verdict:
         wide = line.pivot(index="group", columns="parameter", values="error")
         (right,) = (name for name in wide if str(name).startswith("right"))
         for name in wide.columns.drop(right):
-            cases[f"{tokens} tokens, {name}"] = above(t_interval(wide[name] - wide[right]), 0)
+            cases[f"{tokens!s} tokens, {name!s}"] = above(t_interval(wide[name] - wide[right]), 0)
     return settings_verdict(cases)
 
 
@@ -162,11 +165,19 @@ def training_finds_it(tables: Tables, bar: float = ALIGNED) -> Verdict:
 
 def plot_errors(error: pd.DataFrame, ax: Axes) -> None:
     """Draw the error over the length with intervals over groups, a line a parameter; of one law of tokens."""
+    colours = dict(zip(PARAMETERS, ("C0", "C1", "C3", "0.5"), strict=True))
     for parameter, line in intervals(error, ["parameter", "length"], "error").groupby("parameter", sort=False):
         bars = [line["estimate"] - line["low"], line["high"] - line["estimate"]]
-        ax.errorbar(line["length"], line["estimate"], yerr=bars, marker="o", markersize=3, label=str(parameter))
+        ax.errorbar(
+            line["length"],
+            line["estimate"],
+            yerr=bars,
+            marker="o",
+            markersize=3,
+            label=str(parameter),
+            color=colours[str(parameter)],
+        )
     ax.set(xscale="log", yscale="log", xlabel="length T", ylabel="attention − posterior, r.m.s.")
-    ax.legend()
 
 
 SETTING = "linear regression from Gaussian keys"
