@@ -103,10 +103,11 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     write_explorer(root, work)
     write_provenance(root, work, profile)
     write_threshold_figures(work / "book" / "generated")
-    changes = changes_page(changed_since_the_first_edition(root, verdicts()))
+    judged = verdicts()
+    changes = changes_page(changed_since_the_first_edition(root, judged))
     (work / "book" / "generated" / "changes.md").write_text(changes, encoding="utf-8")
     (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
-    write_front_page(root, work, verdicts())
+    write_front_page(root, work, judged)
     return [page for page in _pages(toc) if page not in missing]
 
 
