@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from qkrepro.cli.app import main
 from qkrepro.errors import ArgumentError, NotebookError
-from qkrepro.publishing.execution import find_chapters, run_figures
+from qkrepro.publishing.execution import KEPT, find_chapters, repeat_figures, repetition_page, run_figures
 from qkrepro.publishing.notebooks import clean, default_parameters, read_notebook, with_parameters, write_notebook
 
 PARAMETERS = 'profile = "quick"\nsamples = 10  # draws\nscale = (1.0, 2.5)  # units\nname = "ä"'
@@ -71,6 +71,22 @@ def test_a_notebook_runs_in_this_python_once_and_gives_the_same_bytes_again(book
     costs = json.loads((book / "_build" / "quick" / "costs.json").read_text())
     assert costs["one"]["cpu_s"] > 0
     assert 10 < costs["one"]["peak_mb"] < 1500
+
+
+@pytest.mark.slow
+def test_a_notebook_repeats_and_one_that_prints_the_clock_does_not(book: Path) -> None:
+    (book / KEPT).parent.mkdir(parents=True)
+    lines: list[str] = []
+    run_figures(say=lines.append)
+    assert repeat_figures(say=lines.append) == []
+    assert lines[-1].endswith(", the same")
+    _write(book / "notebooks", "one", [SAVES, "import time\nprint(time.time_ns())"])
+    assert repeat_figures(say=lines.append) == []
+    assert "not repeated, its outputs are stale" in lines[-1]
+    run_figures(say=lines.append)
+    assert repeat_figures(say=lines.append) == ["one"]
+    assert lines[-1].endswith(", NOT the same")
+    assert "| **different** |" in repetition_page(book)
 
 
 @pytest.mark.slow
