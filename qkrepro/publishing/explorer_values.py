@@ -72,7 +72,7 @@ class Packed:
         """What `as_json` gave. Raises ArgumentError when the bytes do not fill the shape."""
         flat = np.frombuffer(base64.b64decode(entry["data"]), np.dtype(entry["type"]).newbyteorder("<"))
         if flat.size != math.prod(entry["shape"]):
-            raise ArgumentError(f"an array has {flat.size} entries; allowed: as many as its shape {entry['shape']}")
+            raise ArgumentError(f"an array must have as many entries as its shape {entry['shape']}, got {flat.size}")
         return cls(flat.reshape(entry["shape"]), entry["scale"])
 
 

@@ -39,7 +39,7 @@ def threshold_figure(claim: Claim, sensitivity: pd.DataFrame) -> Figure:
             share[rows.index],
             color=COLOURS[str(outcome)],
             s=36,
-            label=outcome_word(claim, outcome),
+            label=outcome_word(claim, rows["outcome"].iloc[0]),
             zorder=2,
         )
     axis.axvline(claim.threshold.value, color="0.4", linestyle="--", linewidth=1, label="where it is judged")
