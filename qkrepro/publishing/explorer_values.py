@@ -33,7 +33,7 @@ from qkrepro.theory.rank import rank_residual
 from qkrepro.theory.spectrum import random_spectrum_matrix
 from qkrepro.training.records import environment
 
-VALUES = Path("book", "_static", "explorer", "values.js")  # the committed record, in a checkout
+VALUES = Path("results", "plane", "values.js")  # the committed record, in a checkout
 PREFIX = "window.explorerValues = "
 SOFTMAXES = ("true", "linearised")
 LAYERS, LENGTH, DIM, SEEDS = 24, 64, 64, 10  # sizes and seeds of chapter "Both at once"
