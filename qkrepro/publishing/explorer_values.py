@@ -34,7 +34,7 @@ from qkrepro.theory.spectrum import random_spectrum_matrix
 from qkrepro.theory.tokens import TOKEN_LAWS, TokenLaw
 from qkrepro.training.records import environment
 
-VALUES = Path("book", "_static", "explorer", "values.js")  # the committed record, in a checkout
+VALUES = Path("results", "plane", "values.js")  # the committed record, in a checkout
 PREFIX = "window.explorerValues = "
 SOFTMAXES = ("true", "linearised")
 LAYERS, LENGTH, DIM, SEEDS = 24, 64, 64, 10  # sizes and seeds of chapter "Both at once"
@@ -73,7 +73,7 @@ class Packed:
         """What `as_json` gave. Raises ArgumentError when the bytes do not fill the shape."""
         flat = np.frombuffer(base64.b64decode(entry["data"]), np.dtype(entry["type"]).newbyteorder("<"))
         if flat.size != math.prod(entry["shape"]):
-            raise ArgumentError(f"an array has {flat.size} entries; allowed: as many as its shape {entry['shape']}")
+            raise ArgumentError(f"an array must have as many entries as its shape {entry['shape']}, got {flat.size}")
         return cls(flat.reshape(entry["shape"]), entry["scale"])
 
 
