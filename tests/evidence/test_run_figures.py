@@ -55,7 +55,7 @@ def spectrum_tables(d_model: int, *evaluations: list[complex]) -> RunTables:
 
 def test_lines_are_the_means_and_bands_their_intervals(axes):
     plot_means(pd.concat([means(0.0, 3, 2), means(0.1, 2, 1)]), axes[0])
-    assert [line.get_label() for line in axes[0].lines] == ["κ = 0 (baseline)", "κ = 0.1"]
+    assert [line.get_label() for line in axes[0].lines] == ["baseline", "κ = 0.1"]
     assert axes[0].lines[1].get_ydata().tolist() == [2, 1]
     band = axes[0].collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (1, 4)
@@ -113,7 +113,7 @@ def test_planes_show_the_eigenvalues_of_their_kappa_and_epoch():
     plot_spectra(pd.DataFrame(rows), axes)
     drawn = [[axis.collections[0].get_offsets()[0].tolist() for axis in row] for row in axes]
     assert drawn == [[[0, 0], [0, 1]], [[0.5, 0], [0.5, 1]]]
-    assert [axis.get_title() for axis in axes[0]] == ["start", "after 1 pass"]
+    assert [axis.get_title() for axis in axes[0]] == ["baseline, start", "baseline, after 1 pass"]
     plt.close(figure)
 
 
@@ -143,7 +143,7 @@ def test_ranked_eigenvalues_fall_and_are_those_of_the_last_evaluation():
 def test_every_kappa_has_one_colour_and_one_name():
     kappas = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
     assert len({str(kappa_colour(kappa)) for kappa in kappas}) == 5
-    assert [kappa_label(kappa) for kappa in kappas[:3]] == ["κ = 0 (baseline)", "κ = 0.0001", "κ = 0.001"]
+    assert [kappa_label(kappa) for kappa in kappas[:3]] == ["baseline", "κ = 0.0001", "κ = 0.001"]
     assert (epoch_label(0.0), epoch_label(0.25025)) == ("start", "after 0.25 passes")
 
 
