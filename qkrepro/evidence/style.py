@@ -83,7 +83,8 @@ def use_style() -> None:
 def draw_intervals(axis: Axes, x: Iterable[float], rows: pd.DataFrame, **look: Any) -> None:
     """Draw a point at each estimate with its interval; rows: estimate, low, high. look: as `Axes.errorbar` takes it."""
     bars = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
-    axis.errorbar(x, rows["estimate"], yerr=bars, **({"fmt": "o", "markersize": 4} | look))
+    settings: dict[str, Any] = {"fmt": "o", "markersize": 4, **look}
+    axis.errorbar(x, rows["estimate"], yerr=bars, **settings)
 
 
 def label_lines(axis: Axes, *, gap: float = 0.08, offset: float = 4) -> None:
