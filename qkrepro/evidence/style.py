@@ -1,6 +1,6 @@
 """The one style that the figures share: one family on light and dark pages, fixed colours, labels at the lines."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def use_style() -> None:
     sns.set_theme(style="ticks", palette=PALETTE, rc=STYLE)
 
 
-def draw_intervals(axis: Axes, x: Iterable[float], rows: pd.DataFrame, **look: Any) -> None:
+def draw_intervals(axis: Axes, x: Sequence[float] | pd.Series, rows: pd.DataFrame, **look: Any) -> None:
     """Draw a point at each estimate with its interval; rows: estimate, low, high. look: as `Axes.errorbar` takes it."""
     bars = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
     settings: dict[str, Any] = {"fmt": "o", "markersize": 4, **look}
