@@ -13,15 +13,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from qkrepro.errors import ArgumentError, check_choice
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
 from qkrepro.evidence.rounding import fixed
-from qkrepro.evidence.run_figures import GREY, label_ends
+from qkrepro.evidence.style import INK, PALETTE, WIDTH, label_lines
 from qkrepro.evidence.verdicts import HALF, above
 from qkrepro.theory.attention import attention_entropy, causal_mask, softmax_attention
 from qkrepro.theory.critical_mean import cosine_limit, critical_mean, simplex_layers
@@ -36,7 +36,7 @@ from qkrepro.theory.tokens import independent_tokens, random_walk
 CHAPTER = "how_large_a_mean"
 SIMILARITY = 0.3  # ϱ of the tokens at equal angles
 LAWS = ("independent", "equal angles", "random walk")
-COLOURS = dict(zip(LAWS, sns.color_palette("colorblind", 3), strict=True))
+COLOURS = dict(zip(LAWS, (PALETTE[0], PALETTE[4], PALETTE[2]), strict=True))
 AGREEMENT = 1.2  # factor up to which a predicted and a measured end of a window count as the same
 FACTORS = (1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)  # at which the page shows what the verdict would be
 WINDOW = ["tokens", "length", "layers"]
@@ -328,8 +328,8 @@ def plot_cosines(law: str, means: Sequence[float], *, length: int, layers: int) 
     start = input_cosines(law, length)
     ends = [depth_limit(start, mean, layers).cosines[-1] for mean in means]
     titles = ["input", *(f"after, ξ/λ = {mean:g}" for mean in means)]
-    figure, axes = plt.subplots(1, len(titles), figsize=(7.5, 2.4), layout="compressed")
-    figure.suptitle(f"A small mean makes all tokens alike within {layers} layers", fontsize="medium", fontweight="bold")
+    figure, axes = plt.subplots(1, len(titles), figsize=(WIDTH, 2.4), layout="compressed")
+    figure.suptitle(f"A small mean makes all tokens alike within {layers} layers")
     for axis, cosines, title in zip(axes, [start, *ends], titles, strict=True):
         image = axis.imshow(
             cosines.numpy(), cmap="cividis", vmin=0, vmax=1, extent=(0.5, length + 0.5, length + 0.5, 0.5)
@@ -344,7 +344,7 @@ def plot_cosines(law: str, means: Sequence[float], *, length: int, layers: int) 
 
 def plot_windows(predicted: pd.DataFrame, compared: pd.DataFrame, *, layers: int) -> Figure:
     """Draw the window of the mean over the length, one panel a law: band as predicted, points as measured."""
-    figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.4), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.4), sharey=True)
     titles = ("Independent tokens:\na sliver at most", "Equal angles:\nno window", "Random walk:\na window that opens")
     for axis, law, title in zip(axes, LAWS, titles, strict=True):
         lines = predicted[(predicted["tokens"] == law) & (predicted["layers"] == layers)].sort_values("length")
@@ -356,7 +356,7 @@ def plot_windows(predicted: pd.DataFrame, compared: pd.DataFrame, *, layers: int
         for end, marker in (("lower", "o"), ("upper", "^")):
             shown = points[points["end"] == end]
             error = [shown["measured"] - shown["low"], shown["high"] - shown["measured"]]
-            axis.errorbar(shown["length"], shown["measured"], error, fmt=marker, color=GREY, markersize=5, capsize=2)
+            axis.errorbar(shown["length"], shown["measured"], error, fmt=marker, color=INK, markersize=5, capsize=2)
         axis.set(title=title, xlabel="length T (tokens)", xscale="log", yscale="log")
         axis.set_xticks(sorted(lines["length"]), [f"{length:g}" for length in sorted(lines["length"])])
         axis.minorticks_off()
@@ -366,14 +366,14 @@ def plot_windows(predicted: pd.DataFrame, compared: pd.DataFrame, *, layers: int
         (46, "above the dashed line\nentropy is lost"),
         (2.6, "below the full line\ndifferences are lost"),
     ):
-        axes[1].text(16, height, text, va="center", fontsize="small", color=GREY)
+        axes[1].text(16, height, text, va="center", fontsize="small", color=INK)
     return figure
 
 
 def plot_curves(predicted: pd.DataFrame, measured: pd.DataFrame, *, length: int) -> Figure:
     """Draw residual (a line a depth) and entropy over the mean at one length: lines predicted, points measured."""
-    figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.4), sharey=True)
-    figure.suptitle("Drawn stacks lose what the limit says", fontsize="medium", fontweight="bold")
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.4), sharey=True)
+    figure.suptitle("Drawn stacks lose what the limit says")
     depths = sorted(predicted["layers"].unique())
     for axis, law in zip(axes, LAWS, strict=True):
         lines, points = (
@@ -381,74 +381,81 @@ def plot_curves(predicted: pd.DataFrame, measured: pd.DataFrame, *, length: int)
         )
         means = points.groupby(["layers", "mean_scaled"], as_index=False)[list(KEPT)].mean()
         shown = [(depth, "residual_ratio", colour) for depth, colour in zip(depths, _shades(len(depths)), strict=True)]
-        for depth, column, colour in [*shown, (depths[-1], "entropy_ratio", GREY)]:
+        for depth, column, colour in [*shown, (depths[-1], "entropy_ratio", INK)]:
             line, point = lines[lines["layers"] == depth], means[means["layers"] == depth]
             style = {"linestyle": "--" if column == "entropy_ratio" else "-", "color": colour}
             axis.plot(line["mean_scaled"], line[column], **style)
             axis.plot(point["mean_scaled"], point[column], ".", color=colour, markersize=4)
-            if law == LAWS[0] and column == "residual_ratio":
-                name = f"{depth} layer{'s' * (depth > 1)}"
-                axis.text(0.6, line[column].iloc[0] + 0.015, name, color=colour, fontsize="small")
-        axis.axhline(HALF, color=GREY, linewidth=0.8, linestyle=":")
+        axis.axhline(HALF, color=INK, linewidth=0.8, linestyle=":")
         axis.set_title(law.capitalize(), fontweight="normal")
         axis.set(xlabel="scaled mean ξ/λ", xscale="log", ylim=(0, 1.08), xlim=(0.55, None))
         axis.set_xticks([1, 10, 100], ["1", "10", "100"])
-    axes[0].text(11, 0.02, "entropy\n(dashed)", color=GREY, fontsize="small")
+    names = {f"{depth} layer{'s' if depth > 1 else ''}": colour for depth, _, colour in shown}
+    _name_colours(axes[0], names | {"entropy": INK}, (0.62, 0.82))
     axes[0].set_ylabel("share kept (1 = all)")
     return figure
 
 
 def plot_entropy(spread: pd.DataFrame, dispersion: pd.DataFrame) -> Figure:
     """Draw the entropy of independent rows over the spread of the logits, and over the dispersion at given means."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.4))
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4))
     for colour, (count, rows) in zip(_shades(spread["count"].nunique()), spread.groupby("count"), strict=True):
         axes[0].plot(rows["ratio"], rows["exact"], color=colour, label=f"n = {count:,}")
         axes[0].errorbar(rows["ratio"], rows["simulated"], 2 * rows["standard_error"], fmt=".", color=colour)
     ratios = np.linspace(0, spread["ratio"].max(), 201)
-    axes[0].plot(ratios, entropy_limit(torch.from_numpy(ratios)), color=GREY, linestyle="--", label="limit 1 − b²")
+    axes[0].plot(ratios, entropy_limit(torch.from_numpy(ratios)), color=INK, linestyle="--", label="limit 1 − b²")
     axes[0].set(title="The limit of long rows\ncomes slowly near b = 1", xlabel="spread of logits b (of √(2 log n))")
     axes[0].set_ylabel("entropy (of log n)")
+    named = {}
     for colour, (growth, rows) in zip(
         _shades(dispersion["growth"].nunique()), dispersion.groupby("growth"), strict=True
     ):
         means = rows.groupby("dispersion")[["entropy_ratio", "predicted"]].mean()
         axes[1].plot(means.index, means["predicted"], color=colour)
         axes[1].plot(means.index, means["entropy_ratio"], "o", color=colour, markersize=4)
-        axes[1].text(0.15, means["predicted"].iloc[0] + 0.02, f"mean {growth:g} log T", color=colour, fontsize="small")
+        named[f"mean {growth:g} log T"] = colour
     axes[1].set(title="Above log T dispersion\nraises the entropy", xlabel="dispersion √(dσ²)/λ", ylim=(0, 1.02))
     axes[1].set_ylabel("entropy (of uniform)")
-    label_ends(axes[0])
+    label_lines(axes[0])
+    _name_colours(axes[1], named, (0.5, 0.95))
     return figure
 
 
 def plot_simplex(equal: pd.DataFrame, right: pd.DataFrame) -> Figure:
     """Draw the cosine after layers without variance: equal angles and one layer, right angles and several."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.4), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharey=True)
     finite, limit = equal[equal["length"] > 0], equal[equal["length"] == 0]
-    for number, (colour, (length, rows)) in enumerate(
-        zip(_shades(finite["length"].nunique()), finite.groupby("length"), strict=True)
-    ):
+    names: list[dict[str, Any]] = [{}, {}]
+    for colour, length in zip(_shades(finite["length"].nunique()), sorted(finite["length"].unique()), strict=True):
+        rows = finite[finite["length"] == length]
         axes[0].plot(rows["growth"], rows["cosine"], color=colour)
-        name = f"T = {length:,}" if length < 10**6 else f"T = $10^{{{round(math.log10(length))}}}$"
-        axes[0].text(0.02, 0.62 - 0.09 * number, name, color=colour, fontsize="small")
+        names[0][f"T = {length:,}" if length < 10**6 else f"T = $10^{{{round(math.log10(length))}}}$"] = colour
     for rows in (limit[limit["growth"] < 1], limit[limit["growth"] > 1]):
-        axes[0].plot(rows["growth"], rows["cosine"], color=GREY, linestyle="--")
-    axes[0].plot(limit["growth"][limit["growth"] == 1], limit["cosine"][limit["growth"] == 1], "o", color=GREY)
+        axes[0].plot(rows["growth"], rows["cosine"], color=INK, linestyle="--")
+    axes[0].plot(limit["growth"][limit["growth"] == 1], limit["cosine"][limit["growth"] == 1], "o", color=INK)
     axes[0].set(title="Equal angles: one threshold", xlabel="mean ξ/λ (of log T/(1 − ϱ))")
     axes[0].set_ylabel("cosine between tokens")
-    for colour, (layers, rows) in zip(_shades(right["layers"].nunique()), right.groupby("layers"), strict=True):
+    for colour, layers in zip(_shades(right["layers"].nunique()), sorted(right["layers"].unique()), strict=True):
+        rows = right[right["layers"] == layers]
         axes[1].plot(rows["growth"], rows["cosine"], color=colour)
         axes[1].axvline(rows["threshold"].iloc[0], color=colour, linestyle=":", linewidth=1)
-        half = float(rows["growth"][rows["cosine"] < HALF].iloc[0])
-        name = f"{layers} layer{'s' * (layers > 1)}"
-        axes[1].text(half - 0.02, 0.15 + 0.6 * half, name, ha="right", color=colour, fontsize="small")
+        names[1][f"{layers} layer{'s' if layers > 1 else ''}"] = colour
     axes[1].set(title="Right angles: depth moves it", xlabel="mean ξ/λ (of log T)")
+    for axis, named in zip(axes, names, strict=True):
+        _name_colours(axis, named, (0.04, 0.6))
     return figure
+
+
+def _name_colours(axis: Axes, colours: Mapping[str, Any], place: tuple[float, float]) -> None:
+    """Write what colours mean, a line a name in its colour; place: of the first one, as shares of the axes."""
+    for number, (name, colour) in enumerate(colours.items()):
+        height = place[1] - 0.08 * number
+        axis.text(place[0], height, name, color=colour, fontsize="small", va="top", transform=axis.transAxes)
 
 
 def _shades(count: int) -> list[tuple[float, ...]]:
     """Return so many colours in order, all of them readable on light and dark pages."""
-    return [tuple(colour) for colour in plt.colormaps["plasma"](np.linspace(0.25, 0.8, count))]
+    return [tuple(colour) for colour in plt.colormaps["plasma"](np.linspace(0.38, 0.76, count))]
 
 
 # ------------------------------------------------------------------------------------------------- rules of the claims

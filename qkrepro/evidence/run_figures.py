@@ -10,10 +10,10 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from qkrepro.evidence.style import COLOURS, INK
 from qkrepro.evidence.wording import passes
 from qkrepro.theory.statistics import mean_interval
 
-BASELINE_COLOUR, LOCATER_COLOUR, GREY = "#7f7f7f", "#029e73", "0.5"
 EPOCHS = "passes over the text"
 Style = Mapping[str, Any]
 
@@ -21,10 +21,10 @@ Style = Mapping[str, Any]
 def kappa_colour(kappa: float) -> Any:
     """Return the colour of a strength: grey without the regulariser, and LocAteR's own, darker for a stronger one."""
     if kappa == 0:
-        return BASELINE_COLOUR
+        return COLOURS["baseline"]
     shade = float(np.clip(math.log10(kappa) + 3, -1, 2)) / 4  # 0 for κ = 0.001, which the chapters judge
     towards = np.array(colors.to_rgb("white" if shade < 0 else "black"))
-    mixed = (1 - abs(shade)) * np.array(colors.to_rgb(LOCATER_COLOUR)) + abs(shade) * towards
+    mixed = (1 - abs(shade)) * np.array(colors.to_rgb(COLOURS["locater"])) + abs(shade) * towards
     return tuple(mixed.tolist())
 
 
@@ -40,31 +40,9 @@ def epoch_label(epoch: float) -> str:
 
 def label_empty(axis: Axes, text: str = "not run") -> None:
     """Say in the middle of an empty axes why it is empty."""
-    axis.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axis.transAxes)
+    axis.text(0.5, 0.5, text, ha="center", va="center", color=INK, transform=axis.transAxes)
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
-
-
-def label_ends(axis: Axes, *, gap: float = 0.1, size: str | float = "small") -> None:
-    """Name every line that has a label at its right end, in its colour; no legend is needed.
-
-    Call it last. gap: least distance between two names, as a share of the height of the axes.
-    """
-    to_axes = axis.transData + axis.transAxes.inverted()
-    lines = [line for line in axis.lines if not str(line.get_label()).startswith("_") and len(line.get_xdata())]
-    axis.autoscale_view()
-    ends = [(to_axes.transform(line.get_xydata()[-1])[1], line) for line in lines]
-    height = -np.inf
-    for end, line in sorted(ends, key=lambda pair: pair[0]):
-        height = max(end, height + gap)
-        where: dict[str, Any] = {"xy": (1, height), "xycoords": "axes fraction", "xytext": (4, 0)}
-        name: dict[str, Any] = {
-            "color": line.get_color(),
-            "fontsize": size,
-            "va": "center",
-            "textcoords": "offset points",
-        }
-        axis.annotate(str(line.get_label()), **where, **name, annotation_clip=False)
 
 
 def plot_lines(means: pd.DataFrame, by: str, x: str, styles: Mapping[Any, Style], axis: Axes) -> None:
@@ -106,9 +84,10 @@ def plot_paired_over_training(differences: pd.DataFrame, means: pd.DataFrame, ax
     """
     if differences.empty:
         return label_empty(axis)
-    axis.axhline(0, color=GREY, linewidth=1)
-    for (kappa, _), line in differences.groupby(["kappa", "seed"]):
-        axis.plot(line["epoch"], line["difference"], color=kappa_colour(float(kappa)), linewidth=0.7, alpha=0.6)
+    axis.axhline(0, color=INK, linewidth=1)
+    for kappa, runs in by_kappa(differences):
+        for _, line in runs.groupby("seed"):
+            axis.plot(line["epoch"], line["difference"], color=kappa_colour(kappa), linewidth=0.7, alpha=0.6)
     return plot_means(means, axis)
 
 
@@ -121,20 +100,21 @@ def plot_runs(values: Sequence[float], place: float, axis: Axes, colour: Any, *,
     bar = [[mean.estimate - mean.low], [mean.high - mean.estimate]] if len(values) > 1 else None
     points, middle = (list(values), [place - 0.14] * len(values)), ([mean.estimate], [place + 0.1])
     style: dict[str, Any] = {"fmt": "D", "markersize": 4.5, "capsize": 3, "color": colour}
+    style |= {"xerr" if across else "yerr": bar}
     axis.plot(*(points if across else points[::-1]), "o", markersize=4, color=colour, alpha=0.6)
-    axis.errorbar(*(middle if across else middle[::-1]), **{"xerr" if across else "yerr": bar}, **style)
+    axis.errorbar(*(middle if across else middle[::-1]), **style)
 
 
-def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes, colour: Any = LOCATER_COLOUR) -> None:
+def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes, colour: Any = COLOURS["locater"]) -> None:
     """Draw differences to the baseline, a row a name, a point a seed, with their mean and its interval.
 
     pairs: name to a table with column difference; a name without a pair reads "not run".
     """
-    axis.axvline(0, color=GREY, linewidth=1)
+    axis.axvline(0, color=INK, linewidth=1)
     for place, table in enumerate(pairs.values()):
         if table.empty:
             where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": "center"}
-            axis.annotate("not run", (0.5, place), color=GREY, **where)
+            axis.annotate("not run", (0.5, place), color=INK, **where)
         else:
             plot_runs(table["difference"].astype(float).tolist(), place, axis, colour, across=True)
     axis.set_yticks(range(len(pairs)), list(pairs))
@@ -145,9 +125,9 @@ def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes, colour: An
 def plot_floor(floor: float, frequencies: float, axis: Axes) -> None:
     """Draw two dotted lines on an axis of perplexity: the least there is, and that of word frequencies alone."""
     for value, name in ((frequencies, "word frequencies alone"), (floor, "least there is")):
-        axis.axhline(value, color=GREY, linestyle=":", linewidth=1.2)
+        axis.axhline(value, color=INK, linestyle=":", linewidth=1.2)
         where: dict[str, Any] = {"xy": (0.02, value), "xycoords": ("axes fraction", "data"), "xytext": (0, -3)}
-        axis.annotate(name, **where, textcoords="offset points", va="top", fontsize="small", color=GREY)
+        axis.annotate(name, **where, textcoords="offset points", va="top", fontsize="small", color=INK)
     axis.set_ylim(0.85 * floor, 1.25 * max(frequencies, axis.get_ylim()[1] / 1.2))
 
 
@@ -160,7 +140,7 @@ def plot_spectra(eigenvalues: pd.DataFrame, axes: Any) -> None:
     for row, (kappa, values) in zip(axes, by_kappa(eigenvalues), strict=True):
         for axis, (epoch, points) in zip(row, values.groupby("epoch"), strict=True):
             for line in (axis.axhline, axis.axvline):
-                line(0, color=GREY, linewidth=0.6, zorder=0)
+                line(0, color=INK, linewidth=0.6, zorder=0)
             axis.scatter(points["real"], points["imag"], s=9, color=kappa_colour(kappa), linewidths=0, alpha=0.8)
             axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
             axis.set_title(f"{kappa_label(kappa)}, {epoch_label(float(str(epoch)))}", fontweight="normal")
