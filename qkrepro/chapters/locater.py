@@ -326,11 +326,10 @@ def plot_against_variance(kappas: pd.DataFrame, column: str, axis: Axes) -> None
     """
     for _, line in kappas.sort_values("eigen_variance").groupby("seed"):
         axis.plot(line["eigen_variance"], line[column], color=INK, alpha=0.5, linewidth=1, zorder=1)
-    for kappa, points in by_kappa(kappas):
+    for number, (kappa, points) in enumerate(by_kappa(kappas)):
         axis.scatter(points["eigen_variance"], points[column], s=34, zorder=2, color=kappa_colour(kappa))
-        place = (float(points["eigen_variance"].mean()), float(points[column].max()))
-        where: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": "small"}
-        axis.annotate(kappa_label(kappa).removeprefix("κ = "), place, color=kappa_colour(kappa), **where)
+        where: dict[str, Any] = {"transform": axis.transAxes, "fontsize": "small", "color": kappa_colour(kappa)}
+        axis.text(0.05, 0.35 - 0.08 * number, kappa_label(kappa), **where)
     axis.set_xlabel(r"eigenvalue variance over $d_{model}$")
     if (kappas["eigen_variance"] > 0).all():
         axis.set_xscale("log")

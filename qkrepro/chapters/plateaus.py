@@ -213,7 +213,13 @@ def plot_starts(eigenvalues: Mapping[str, np.ndarray], axes: Sequence[Axes]) -> 
         reach = 1.15 * max(float(np.abs(values).max()), 1e-3)
         for line in (axis.axhline, axis.axvline):
             line(0, color=INK, linewidth=0.6, zorder=0)
-        axis.scatter(values.real, values.imag, s=10, color=START_STYLES[name]["color"], linewidths=0)
+        axis.scatter(
+            values.real,
+            values.imag,
+            s=12 if np.ptp(values.real) else 50,
+            color=START_STYLES[name]["color"],
+            linewidths=0,
+        )
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", yticks=[], xlabel="Re λ")
         axis.set_title(START_NAMES[name], color=START_STYLES[name]["color"])
         axis.grid(False)

@@ -3,6 +3,8 @@
 Source: book, "The eigenspectrum in training".
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -85,13 +87,11 @@ def plot_ranked(ranked: pd.DataFrame, axis: Axes) -> None:
 
     ranked: run, kappa, rank, size; runs of one head.
     """
-    for kappa, lines in by_kappa(ranked):
+    for number, (kappa, lines) in enumerate(by_kappa(ranked)):
         for _, line in lines.groupby("run"):
             axis.plot(line["rank"], line["size"], color=kappa_colour(kappa), linewidth=1.2, alpha=0.8)
-        middle = lines[lines["rank"] == lines["rank"].max() // 2]["size"].mean()
-        axis.text(
-            lines["rank"].max() // 2, middle * 1.25, kappa_label(kappa), color=kappa_colour(kappa), fontsize="small"
-        )
+        where: dict[str, Any] = {"transform": axis.transAxes, "fontsize": "small", "color": kappa_colour(kappa)}
+        axis.text(0.05, 0.4 - 0.08 * number, kappa_label(kappa), **where)
     axis.set(yscale="log", xlabel="rank of the eigenvalue", ylabel="|λ|")
 
 

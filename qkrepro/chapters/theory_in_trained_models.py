@@ -25,8 +25,6 @@ from qkrepro.training.tables import RunTables
 
 READS = (
     "results/locater-wikitext-2*",
-    "results/kappa-reduced*",
-    "results/search-kappa*",
     "results/walk",
 )  # what the notebook reads beside the package, relative to the checkout
 

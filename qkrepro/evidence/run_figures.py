@@ -128,7 +128,7 @@ def plot_floor(floor: float, frequencies: float, axis: Axes) -> None:
         axis.axhline(value, color=INK, linestyle=":", linewidth=1.2)
         where: dict[str, Any] = {"xy": (0.02, value), "xycoords": ("axes fraction", "data"), "xytext": (0, -3)}
         axis.annotate(name, **where, textcoords="offset points", va="top", fontsize="small", color=INK)
-    axis.set_ylim(0.85 * floor, 1.25 * max(frequencies, axis.get_ylim()[1] / 1.2))
+    axis.set_ylim(0.75 * floor, 1.25 * max(frequencies, axis.get_ylim()[1] / 1.2))
 
 
 def plot_spectra(eigenvalues: pd.DataFrame, axes: Any) -> None:

@@ -75,7 +75,12 @@ def test_nearest_evaluations_are_taken_and_an_epoch_that_was_not_reached_is_left
 def test_a_run_without_its_partner_is_in_no_pair():
     content = summary({0: (10.0, 9.0), 1: (10.0,), 2: (8.0, 9.5)})
     pairs = with_arms(content, 0.1)
-    assert pairs[["arm", "seed"]].to_numpy().tolist() == [["baseline", 0], ["baseline", 2], ["locater", 0], ["locater", 2]]
+    assert pairs[["arm", "seed"]].to_numpy().tolist() == [
+        ["baseline", 0],
+        ["baseline", 2],
+        ["locater", 0],
+        ["locater", 2],
+    ]
     assert paired_values(pairs, "test_perplexity").to_dict() == {0: -1, 2: 1.5}
 
 

@@ -11,12 +11,9 @@ import pytest
 
 from qkrepro.chapters.locater import plot_against_variance
 from qkrepro.chapters.spectrum_in_training import (
-    plot_over_kappa,
-    plot_ranked,
-    plot_spectrum_over_time,
+    plot_moment,
     ranked_eigenvalues,
     spectrum_course,
-    spectrum_histogram,
 )
 from qkrepro.evidence.run_figures import (
     epoch_label,
@@ -78,17 +75,11 @@ def test_points_of_pairs_and_their_mean_stand_in_the_row_of_their_name(axes):
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["a", "b"]
 
 
-def test_what_is_not_run_says_so_in_every_figure(axes):
+def test_what_is_not_run_says_so(axes):
     nothing = means(0.0).iloc[:0]
     plot_means(nothing, axes[0])
     plot_paired_over_training(nothing, nothing, axes[1])
-    plot_ranked(nothing, axes[2])
-    assert [axis.texts[0].get_text() for axis in axes[:3]] == ["not run"] * 3
-    for axis in axes:
-        axis.clear()
-    plot_against_variance(nothing, "estimate", axes[0])
-    plot_over_kappa(nothing, "estimate", axes[1])
-    assert [len(axis.texts) for axis in axes] == [1, 1, 0, 0]
+    assert [axis.texts[0].get_text() for axis in axes[:2]] == ["not run"] * 2
 
 
 def test_variance_axis_is_logarithmic_only_where_all_variances_are_positive(axes):
@@ -117,13 +108,11 @@ def test_planes_show_the_eigenvalues_of_their_kappa_and_epoch():
     plt.close(figure)
 
 
-def test_histogram_holds_every_eigenvalue_and_its_map_shows_the_shares():
-    values = pd.DataFrame({"kappa": 0.0, "epoch": [0.0] * 4 + [1.0] * 2, "real": [-9.0, -0.5, 0.5, 9.0, 0.5, 0.6]})
-    histogram = spectrum_histogram(values, [-1, 0, 1])
-    assert histogram.groupby("epoch")["share"].apply(list).tolist() == [[0.5, 0.5], [0, 1]]
-    figure, axis = plt.subplots()
-    mesh = plot_spectrum_over_time(histogram, [axis])
-    assert np.ma.filled(mesh.get_array(), -1).reshape(2, 2).tolist() == [[0.5, -1], [0.5, 1]]
+def test_a_moment_has_a_panel_a_kappa_with_its_eigenvalues():
+    rows = pd.DataFrame({"kappa": [0.0, 0.5], "epoch": 1.0, "real": [0.1, 0.2], "imag": [0.3, 0.4]})
+    figure = plot_moment(rows, 1.0)
+    drawn = [axis.collections[0].get_offsets()[0].tolist() for axis in figure.axes]
+    assert drawn == [[0.1, 0.3], [0.2, 0.4]]
     plt.close(figure)
 
 
