@@ -43,7 +43,7 @@ def test_starts_are_named_by_what_they_do_to_the_spectrum(gain, mean, deviation,
 
 
 def test_a_dispersed_start_of_chosen_mean_has_no_name():
-    with pytest.raises(ArgumentError, match="got 1.0 and 2.0"):
+    with pytest.raises(ArgumentError, match=r"got 1\.0 and 2\.0"):
         start_name(1.0, 1.0, 2.0)
 
 
