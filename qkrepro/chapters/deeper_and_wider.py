@@ -3,6 +3,8 @@
 Source: book, "Deeper and wider".
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -93,8 +95,8 @@ def plot_values(table: pd.DataFrame, x: str, y: str, axis: Axes) -> None:
 def name_colours(table: pd.DataFrame, axis: Axes) -> None:
     """Write what the colours of `plot_values` mean into the upper left corner, a line a kappa."""
     for number, kappa in enumerate(sorted(float(kappa) for kappa in table["kappa"].unique())):
-        where = {"transform": axis.transAxes, "fontsize": "small", "va": "top"}
-        axis.text(0.04, 0.98 - 0.08 * number, kappa_label(kappa), color=kappa_colour(kappa), **where)
+        where: dict[str, Any] = {"transform": axis.transAxes, "color": kappa_colour(kappa), "va": "top"}
+        axis.text(0.04, 0.98 - 0.08 * number, kappa_label(kappa), fontsize="small", **where)
 
 
 def holds_deeper_and_wider(tables: Tables, level: float = LEVEL) -> Verdict:
