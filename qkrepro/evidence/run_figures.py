@@ -22,7 +22,7 @@ def kappa_colour(kappa: float) -> Any:
     """Return the colour of a strength: grey without the regulariser, and LocAteR's own, darker for a stronger one."""
     if kappa == 0:
         return COLOURS["baseline"]
-    shade = float(np.clip(math.log10(kappa) + 3, -1, 2)) / 4  # 0 for κ = 0.001, which the chapters judge
+    shade = float(np.clip(math.log10(kappa) + 3, -1, 2)) / 6  # 0 for κ = 0.001, which the chapters judge
     towards = np.array(colors.to_rgb("white" if shade < 0 else "black"))
     mixed = (1 - abs(shade)) * np.array(colors.to_rgb(COLOURS["locater"])) + abs(shade) * towards
     return tuple(mixed.tolist())
