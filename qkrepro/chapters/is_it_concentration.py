@@ -5,7 +5,6 @@ it concentration that helps?" and results/PLAN.md; ours, on the claims of arXiv 
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -372,30 +371,48 @@ def _outcome_claim(name: str, outcome: str, statement: str, against: str = BASEL
     )
 
 
+def _dose_claim(n: str, name: str, outcome: str, words: str) -> Claim:
+    def rule(tables: Tables) -> Verdict:
+        return judge_dose(tables, n=n, outcome=outcome)
+
+    return Claim(
+        name=f"{name}-follows-{n.lower().replace('_', '-')}",
+        chapter="is_it_concentration",
+        provenance="ours",
+        statement=f"Over the treatments of the map {words} the more concentrated the spectrum ends, by {n} (8,192 "
+        "words, three passes, within seeds).",
+        rule="Spearman's correlation over the arms, mean over seeds, by permutation of the arms, Holm over four: "
+        "reproduced where it and the partial one given the norm have the sign with p < 0.05.",
+        refuted_by="a correlation of the other sign with p < 0.05",
+        tables=("dose",),
+        judge=rule,
+    )
+
+
 CONFIRMED = "ten passes over WikiText-2, all words, one layer, one head, seeds 10 to 14, the arm that the map chose"
 CLAIMS = (
     _outcome_claim(
-        "concentration-lowers-perplexity",
+        "concentrating-lowers-perplexity",
         "log perplexity",
         f"A penalty that concentrates the spectrum lowers test perplexity ({CONFIRMED}).",
     ),
     _outcome_claim(
-        "concentration-raises-entropy",
+        "concentrating-raises-entropy",
         "entropy",
         f"A penalty that concentrates the spectrum raises attention entropy ({CONFIRMED}).",
     ),
     _outcome_claim(
-        "concentration-speeds-training",
+        "concentrating-speeds-training",
         "log updates",
         f"With a penalty that concentrates the spectrum fewer updates reach the baseline's losses ({CONFIRMED}).",
     ),
     _outcome_claim(
-        "concentration-keeps-tokens-apart",
+        "concentrating-keeps-tokens-apart",
         "residual",
         f"With a penalty that concentrates the spectrum the output tokens stay further apart ({CONFIRMED}).",
     ),
     Claim(
-        name="concentration-eases-both-collapses",
+        name="concentrating-eases-both-collapses",
         chapter="is_it_concentration",
         provenance="ours",
         statement=f"Under concentration both collapses recede together in a trained model ({CONFIRMED}).",
@@ -405,32 +422,21 @@ CLAIMS = (
         judge=judge_expressivity,
     ),
     _outcome_claim(
-        "concentration-beyond-shrinkage-in-perplexity",
+        "concentrating-beyond-shrinkage-in-perplexity",
         "log perplexity",
         f"Concentration lowers test perplexity beyond what pure shrinkage of W_QK does ({CONFIRMED}).",
         "control",
     ),
     _outcome_claim(
-        "concentration-beyond-shrinkage-in-entropy",
+        "concentrating-beyond-shrinkage-in-entropy",
         "entropy",
         f"Concentration raises attention entropy beyond what pure shrinkage of W_QK does ({CONFIRMED}).",
         "control",
     ),
     *(
-        Claim(
-            name=f"{name}-follows-{n.lower().replace('_', '-')}",
-            chapter="is_it_concentration",
-            provenance="ours",
-            statement=f"Over the treatments of the map {words} the more concentrated the spectrum ends, by {n} (8,192 "
-            "words, three passes, within seeds).",
-            rule="Spearman's correlation over the arms, mean over seeds, by permutation of the arms, Holm over four: "
-            "reproduced where it and the partial one given the norm have the sign with p < 0.05.",
-            refuted_by="a correlation of the other sign with p < 0.05",
-            tables=("dose",),
-            judge=partial(judge_dose, n=n, outcome=outcome),
-        )
+        _dose_claim(n, *dose)
         for n in CONCENTRATIONS.values()
-        for name, outcome, words in (
+        for dose in (
             ("perplexity", "log perplexity", "perplexity is lower"),
             ("entropy", "entropy", "attention entropy is higher"),
         )

@@ -78,7 +78,7 @@ def test_a_trade_off_between_entropy_and_rank_is_not_expressivity():
     table = confirmation(effect=4)
     arm = table["role"] == "concentrating"
     table.loc[arm, "residual"] -= 8 * MARGINS["residual"]
-    verdict = judge(claim_named(CLAIMS, "concentration-eases-both-collapses"), {"confirmation": table})
+    verdict = judge(claim_named(CLAIMS, "concentrating-eases-both-collapses"), {"confirmation": table})
     assert verdict.outcome == "not reproduced"
     assert verdict.because.startswith("entropy: reproduced; rank: not reproduced")
 
