@@ -105,8 +105,8 @@ def holds_deeper_and_wider(tables: Tables, level: float = LEVEL) -> Verdict:
     if len(tests) < len(SHAPES):
         return Verdict("not run", f"{len(tests)} of {len(SHAPES)} shapes have {FEWEST_SEEDS} paired seeds")
     equal = (tests["low"] > -MARGIN) & (tests["high"] < MARGIN)
-    told = (tests["p_holm"] < level) & ~equal
-    better, worse = int((told & (tests["estimate"] < 0)).sum()), int((told & (tests["estimate"] > 0)).sum())
+    differs = (tests["p_holm"] < level) & ~equal
+    better, worse = int((differs & (tests["estimate"] < 0)).sum()), int((differs & (tests["estimate"] > 0)).sum())
     percent = 100 * np.expm1(tests["estimate"])
     because = (
         f"test perplexity changes by {signed(percent.min(), 1)}% to {signed(percent.max(), 1)}%, by shape; after "

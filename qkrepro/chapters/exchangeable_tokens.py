@@ -140,8 +140,8 @@ def learnt_parameters(
 def error_falls_with_length(tables: Tables, rate: float = RATE) -> Verdict:
     """Judge the slopes of the right parameter by tokens: tokens, parameter, group, slope; interval below −rate."""
     right = tables["slopes"][tables["slopes"]["parameter"].str.startswith("right")]
-    found = {tokens: t_interval(-line["slope"]) for tokens, line in right.groupby("tokens", sort=False)}
-    return settings_verdict({f"{tokens!s} tokens": above(interval, rate) for tokens, interval in found.items()})
+    rates = {tokens: t_interval(-line["slope"]) for tokens, line in right.groupby("tokens", sort=False)}
+    return settings_verdict({f"{tokens!s} tokens": above(interval, rate) for tokens, interval in rates.items()})
 
 
 def others_keep_an_error(tables: Tables) -> Verdict:

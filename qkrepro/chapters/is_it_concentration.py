@@ -209,8 +209,10 @@ def judge_outcome(tables: Tables, margin: float | None = None, *, outcome: str, 
     table = tables["confirmation"]
     counts = table["role"].value_counts()
     if min(counts.get("concentrating", 0), counts.get(against, 0)) < CONFIRMATION_SEEDS:
-        told = ", ".join(f"{name} {counts.get(name, 0)}" for name in ("concentrating", against))
-        return Verdict("not run", f"runs of the confirmation so far: {told}; {CONFIRMATION_SEEDS} of each are planned")
+        counted = ", ".join(f"{name} {counts.get(name, 0)}" for name in ("concentrating", against))
+        return Verdict(
+            "not run", f"runs of the confirmation so far: {counted}; {CONFIRMATION_SEEDS} of each are planned"
+        )
     arm = table.loc[table["role"] == "concentrating", "arm"].iloc[0]
     passed, ratios = passes_check(table, arm)
     if not passed:
@@ -286,8 +288,8 @@ def judge_dose(tables: Tables, *, n: str, outcome: str) -> Verdict:
     rows = tables["dose"][(tables["dose"]["n"] == n) & (tables["dose"]["outcome"] == outcome)]
     if rows.empty or rows["arms"].iloc[0] < FEWEST_ARMS or rows["seeds"].iloc[0] < MAP_SEEDS:
         arms, seeds = (int(rows[name].iloc[0]) if len(rows) else 0 for name in ("arms", "seeds"))
-        told = f"{arms} arms are recorded with {seeds} seeds; at least {FEWEST_ARMS} with {MAP_SEEDS} are needed"
-        return Verdict("not run", told)
+        recorded = f"{arms} arms are recorded with {seeds} seeds; at least {FEWEST_ARMS} with {MAP_SEEDS} are needed"
+        return Verdict("not run", recorded)
     row = rows.iloc[0]
     right = bool(np.sign(row["correlation"]) == DOSES[outcome])
     word: Outcome = "inconclusive"

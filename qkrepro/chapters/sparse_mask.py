@@ -106,8 +106,8 @@ def learnt_gates(
         return (error + price * torch.sigmoid(scores).sum(-1)).sum()
 
     minimise([*heads.parameters(), value, out, scores], loss, steps=steps, rate=rate)
-    found = torch.sigmoid(scores).detach().tolist()
-    gates = [(run, at, gate) for run, row in enumerate(found) for at, gate in enumerate(row)]
+    learnt = torch.sigmoid(scores).detach().tolist()
+    gates = [(run, at, gate) for run, row in enumerate(learnt) for at, gate in enumerate(row)]
     table = pd.DataFrame(gates, columns=["run", "distance", "gate"])
     return table.assign(skip=skip), heads.spectrum().assign(skip=skip)
 

@@ -24,7 +24,7 @@ def book_root() -> Path:
     for folder in (here, *here.parents):
         if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
             return folder
-    raise ArgumentError(f"working directory is {here}; allowed: a folder inside a checkout of the book (with _toc.yml)")
+    raise ArgumentError(f"the working directory must lie in a checkout of the book (with _toc.yml), got {here}")
 
 
 def numbers_folder(profile: str = COMMITTED_PROFILE) -> Path:
@@ -94,13 +94,13 @@ def load_numbers(chapter: str, folder: Path | None = None) -> dict[str, pd.DataF
     except FileNotFoundError as error:
         raise ArgumentError(f"chapter is {chapter!r}; it has no saved numbers in {path.parent}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArgumentError(f"{path} is damaged ({error}); allowed: a file written by save_numbers") from error
+        raise ArgumentError(f"{path} must be a file written by save_numbers, got a damaged one ({error})") from error
 
 
 def plain_value(value: Any) -> Any:
     """Tuples as lists, and a type beside each scalar, so that "1e-3" is not 0.001 and True is not 1."""
     if isinstance(value, list | tuple):
-        return [plain_value(each) for each in value]
+        return [plain_value(item) for item in value]
     return value if isinstance(value, int | float) and not isinstance(value, bool) else (type(value).__name__, value)
 
 

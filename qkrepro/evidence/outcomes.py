@@ -37,11 +37,11 @@ def outcome_of(differences: Sequence[float], better: int, margin: float, p_value
     if len(values) < FEWEST_SEEDS:
         return "not run"
     gap = t_interval(values)
-    told = _told_apart(values) if p_value is None else p_value < LEVEL
+    differs = _differs(values) if p_value is None else p_value < LEVEL
     inside = max(-gap.low, gap.high) < margin
-    if told and gap.estimate > 0:
+    if differs and gap.estimate > 0:
         return "partly" if inside else "reproduced"
-    return "not reproduced" if told or inside else "inconclusive"
+    return "not reproduced" if differs or inside else "inconclusive"
 
 
 def paired_outcome(differences: Sequence[float], better: int, margin: float, name: str) -> Verdict:
@@ -100,8 +100,8 @@ def passed_by(ratios: Mapping[str, Sequence[float]], least: float = TWICE) -> li
 
     It passes where the geometric mean over seeds is at least `least` and its interval lies above 1.
     """
-    found = {name: ratio_interval(values) for name, values in ratios.items() if len(values) >= FEWEST_SEEDS}
-    return [name for name, ratio in found.items() if ratio.estimate >= least and ratio.low > 1]
+    intervals = {name: ratio_interval(values) for name, values in ratios.items() if len(values) >= FEWEST_SEEDS}
+    return [name for name, ratio in intervals.items() if ratio.estimate >= least and ratio.low > 1]
 
 
 def check_text(ratios: Mapping[str, Sequence[float]]) -> str:
@@ -115,7 +115,7 @@ def interval_text(interval: Interval, digits: int = 3) -> str:
     return f"{estimate} [{low}, {high}]"
 
 
-def _told_apart(values: np.ndarray) -> bool:
+def _differs(values: np.ndarray) -> bool:
     """Whether the two-sided paired t test leaves a p-value below LEVEL; equal values differ from 0 or are 0."""
     if np.ptp(values) == 0:
         return bool(values[0] != 0)

@@ -54,8 +54,8 @@ class ShownVerdicts:
         """Return name, outcome and reason of each claim."""
         lines = []
         for claim, verdict in self.verdicts.items():
-            told = f"{outcome_in_setting(claim, verdict.outcome)} ({verdict.because})" if verdict else self._none()
-            lines.append(f"{claim.name}: {told}{self._mark() if verdict else ''}")
+            text = f"{outcome_in_setting(claim, verdict.outcome)} ({verdict.because})" if verdict else self._none()
+            lines.append(f"{claim.name}: {text}{self._mark() if verdict else ''}")
         return "\n".join(lines)
 
     def _repr_markdown_(self) -> str:
@@ -74,8 +74,8 @@ class ShownVerdicts:
         return f"no verdict at profile {self.profile}; verdicts rest on {COMMITTED_PROFILE}"
 
     def _mark(self) -> str:
-        told = ", ".join(f"{name} is {now!r} instead of {before!r}" for name, (before, now) in self.changed.items())
-        return f"; of changed parameters: {told}. The book's own verdict is on its claims page" if told else ""
+        changes = ", ".join(f"{name} is {now!r} instead of {before!r}" for name, (before, now) in self.changed.items())
+        return f"; of changed parameters: {changes}. The book's own verdict is on its claims page" if changes else ""
 
 
 class Page:

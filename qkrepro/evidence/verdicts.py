@@ -25,12 +25,12 @@ def share_verdict(holds: list[bool], because: str) -> Verdict:
     return Verdict(outcome, because, sum(holds), len(holds))
 
 
-def settings_verdict(settings: Mapping[str, bool | None], told: str = "") -> Verdict:
+def settings_verdict(settings: Mapping[str, bool | None], remark: str = "") -> Verdict:
     """Count the settings, by name, in which a claim holds (True), fails (False) or is left open by the data (None).
 
     Reproduced when it holds in all, partly when it holds in some and fails in others, not reproduced when it fails in
     some and holds in none, inconclusive when it fails in none and the data leave some open, not run without settings.
-    told: what a reader should know beside the counts.
+    remark: what a reader should know beside the counts.
     """
     holds, fails = (sum(status is wanted for status in settings.values()) for wanted in (True, False))
     count = len(settings)
@@ -47,7 +47,7 @@ def settings_verdict(settings: Mapping[str, bool | None], told: str = "") -> Ver
         if 0 < len(some) <= NAMED and len(some) < count:
             because += f"; it {word} in: {', '.join(f'({name})' for name in some)}"
             break
-    return Verdict(outcome, because + (f"; {told}" if told else ""), holds, count)
+    return Verdict(outcome, because + (f"; {remark}" if remark else ""), holds, count)
 
 
 def above(interval: Interval, bar: float) -> bool | None:

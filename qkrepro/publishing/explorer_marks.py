@@ -124,7 +124,7 @@ def nearest_cell(x: float, y: float, grid: Mapping[str, Any]) -> tuple[int, int]
         return math.copysign(math.log1p(abs(mean) / BEND), mean)
 
     columns = [abs(bend(mean) - bend(x)) for mean in grid["means"]]
-    rows = [abs(math.log(each / y)) for each in grid["dispersions"]]
+    rows = [abs(math.log(row / y)) for row in grid["dispersions"]]
     return columns.index(min(columns)), rows.index(min(rows))
 
 

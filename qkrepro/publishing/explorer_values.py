@@ -146,7 +146,7 @@ def first_layer(tokens: TokenLaw, seed: int = 0) -> dict[str, Packed]:
     like, noise = attention_logits(x, torch.eye(DIM)) / DIM, attention_logits(x, unit) / math.sqrt(DIM)
     spectrum = torch.linalg.eigvalsh(unit)
     named = {"like": like, "noise": noise, "spectrum": spectrum}
-    return {name: pack(each.numpy(), "int16", 1 / 4096) for name, each in named.items()}
+    return {name: pack(values.numpy(), "int16", 1 / 4096) for name, values in named.items()}
 
 
 def law_spectrum(dim: int) -> Array:

@@ -58,7 +58,7 @@ class _Page(HTMLParser):
                 several = (
                     values[name].split(",") if name == "srcset" and "data:" not in values[name] else [values[name]]
                 )
-                self.loads += [each.split()[0] if name == "srcset" else each for each in several if each.strip()]
+                self.loads += [part.split()[0] if name == "srcset" else part for part in several if part.strip()]
 
     def handle_data(self, data: str) -> None:
         if self._inside_style:

@@ -32,11 +32,11 @@ def with_concentration(table: pd.DataFrame) -> pd.DataFrame:
     for name, prefix in COLUMNS.items():
         stem = f"{prefix}trace_"
         names = [str(column) for column in table if str(column).startswith(stem)]
-        heads = [each.removeprefix(stem) for each in names if each.removeprefix(stem)[:1].isdigit()]
+        heads = [name.removeprefix(stem) for name in names if name.removeprefix(stem)[:1].isdigit()]
         whole = pd.Series(concentration(table[f"{prefix}trace"], table[f"{prefix}frobenius"]), table.index)
         if heads:
-            each = [concentration(table[f"{stem}{h}"], table[f"{prefix}frobenius_{h}"]) for h in heads]
-            parts = pd.DataFrame(np.stack(each, axis=1), table.index)
+            by_head = [concentration(table[f"{stem}{h}"], table[f"{prefix}frobenius_{h}"]) for h in heads]
+            parts = pd.DataFrame(np.stack(by_head, axis=1), table.index)
             whole = parts.mean(axis=1).where(parts.notna().any(axis=1), whole)
         table[name] = table[name].fillna(whole) if name in table else whole
     return table

@@ -87,11 +87,11 @@ def load_folder(
     """
     files = {split: _find_file(folder, split) for split in SPLITS}
     content = {split: _read_bytes(path) for split, path in files.items()}
-    digests = {split: hashlib.sha256(raw).hexdigest() for split, raw in content.items()}
+    given = {split: hashlib.sha256(raw).hexdigest() for split, raw in content.items()}
     for split, expected in (digests or {}).items():
-        if digests[split] != expected:
-            raise CorpusError(f"{files[split]} is damaged: its SHA-256 must be {expected}, got {digests[split]}")
-    digest = _digest(*(digests[split] for split in SPLITS))
+        if given[split] != expected:
+            raise CorpusError(f"{files[split]} is damaged: its SHA-256 must be {expected}, got {given[split]}")
+    digest = _digest(*(given[split] for split in SPLITS))
     cached = cache_folder() / f"{_digest(str(ENCODING_VERSION), digest, str(vocabulary))}.safetensors"
     encoded = _read_cached(cached)
     if encoded is None:

@@ -107,9 +107,9 @@ class LocAteR:
         """
         from qkrepro.models.adapter import attached_parameters
 
-        found = attached_parameters(model)
+        parameters = attached_parameters(model)
         mean = options.get("mean", "penalty")
-        if mean != "penalty" and any(each.grouped for each in found):
+        if mean != "penalty" and any(pair.grouped for pair in parameters):
             raise ArgumentError(f"mean must be 'penalty' for a model of grouped queries, got {mean!r}")
         return cls(kappa, find=attached_parameters, **options)
 
@@ -131,10 +131,10 @@ class LocAteR:
         Raises ArgumentError when the model has no attention layer, ShapeError when shapes do not fit.
         """
         if isinstance(weights, nn.Module):
-            found = self.find(weights)
-            covariances = self.tokens() if self.tokens else [None] * len(found)
-            pairs = zip(found, covariances, strict=True)
-            terms = [self.per_head(*each.weights(), covariance).sum() for each, covariance in pairs]
+            parameters = self.find(weights)
+            covariances = self.tokens() if self.tokens else [None] * len(parameters)
+            pairs = zip(parameters, covariances, strict=True)
+            terms = [self.per_head(*pair.weights(), covariance).sum() for pair, covariance in pairs]
             return self.kappa * torch.stack([term.to(terms[0].device) for term in terms]).sum()
         _check_pair(*weights)
         return self.kappa * self.per_head(*weights).sum()
@@ -175,11 +175,11 @@ class LocAteR:
         if self.mean != "projection":
             return []
         handles = []
-        for each in self.find(model):
+        for pair in self.find(model):
             if recentre:
-                recentre_trace(*each.weights(), self.target_trace)
-            hook = _projection_hook(each)
-            distinct = {id(p): p for p in (each.query, each.key)}.values()
+                recentre_trace(*pair.weights(), self.target_trace)
+            hook = _projection_hook(pair)
+            distinct = {id(p): p for p in (pair.query, pair.key)}.values()
             handles += [p.register_post_accumulate_grad_hook(hook) for p in distinct]  # type: ignore[no-untyped-call]
         return handles
 

@@ -263,12 +263,12 @@ class _Run:
 
     def final_losses(self) -> dict[str, float]:
         """Return the loss and perplexity of the model as it stands on all of the validation and the test split."""
-        found: dict[str, float] = {}
+        losses: dict[str, float] = {}
         for name, split in (("valid", self.corpus.valid), ("test", self.corpus.test)):
             blocks = cut(split, self.config.length, None)
             loss = self.checked(mean_loss(self.model, blocks, self.config.batch, self.config.precision))
-            found |= {f"{name}_loss": loss, f"{name}_perplexity": math.exp(loss)}
-        return found
+            losses |= {f"{name}_loss": loss, f"{name}_perplexity": math.exp(loss)}
+        return losses
 
     def stacked(self) -> dict[str, Any]:
         arrays = self.progress.arrays

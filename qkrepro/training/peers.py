@@ -100,15 +100,15 @@ def reparametrise_spectrally(model: nn.Module) -> None:
     Source: Zhai et al. 2023, arXiv 2303.06296.
     """
     names = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    found = [
+    targets = [
         (module, name)
         for module in list(model.modules())
         for name in names
         if isinstance(module, nn.Linear | nn.MultiheadAttention) and getattr(module, name, None) is not None
     ]
-    if not found or any(parametrize.is_parametrized(module, name) for module, name in found):
+    if not targets or any(parametrize.is_parametrized(module, name) for module, name in targets):
         raise ArgumentError("the model must have linear maps that are not reparametrised yet")
-    for module, name in found:
+    for module, name in targets:
         gain = SpectralGain(getattr(module, name).detach(), blocks=3 if name == "in_proj_weight" else 1)
         parametrize.register_parametrization(module, name, gain)
 
@@ -179,8 +179,8 @@ def decay_queries_and_keys(model: nn.Module, amount: float) -> None:
     check_number("amount", amount, at_least=0)
     if amount > 1:
         raise ArgumentError(f"amount must be in [0, 1], got {amount!r}")
-    for each in find_qk_parameters(model):
-        for weight in each.weights():
+    for pair in find_qk_parameters(model):
+        for weight in pair.weights():
             weight.mul_(1 - amount)
 
 

@@ -37,7 +37,7 @@ class Heads(nn.Module):
         moments = qk_moments(self.w_q.detach(), self.w_k.detach())
         columns = {"trace": moments.trace, "norm": moments.frobenius_sq.sqrt()}
         columns["effective_number"] = moments.trace.square() / moments.frobenius_sq
-        return pd.DataFrame({"run": range(len(self.w_q))} | {name: each.numpy() for name, each in columns.items()})
+        return pd.DataFrame({"run": range(len(self.w_q))} | {name: values.numpy() for name, values in columns.items()})
 
 
 def minimise(parameters: Iterable[Tensor], loss: Callable[[], Tensor], *, steps: int, rate: float) -> None:

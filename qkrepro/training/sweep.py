@@ -65,19 +65,19 @@ def run_sweep(
     records = Path(path).resolve().with_suffix("")
     shared = Path(runs).resolve() / records.name
     named = _named(read_sweep(path), data, shared)
-    missing = {name: each for name, each in named.items() if not is_recorded(records / name)}
+    missing = {name: run for name, run in named.items() if not is_recorded(records / name)}
     log(f"{len(named)} runs, {len(named) - len(missing)} of them recorded")
     outcome = SweepOutcome(pd.DataFrame())
     if missing:
-        threads = max(each.threads for each in missing.values())
+        threads = max(run.threads for run in missing.values())
         at_once = workers or max(1, min(len(missing), (os.cpu_count() or 1) // threads))
         with _cluster(scheduler, at_once) as client:
             given = (shared, records, Path(data).resolve() if data else None, checkpoint_seconds)
             outcome.failed = _work(client, missing, given, log)
     if any(is_recorded(records / name) for name in named):
         entries = _entries(path)
-        names = list(dict.fromkeys(name for each in entries for name in each))
-        varied = [name for name in names if len({str(each.get(name)) for each in entries}) > 1]
+        names = list(dict.fromkeys(name for entry in entries for name in entry))
+        varied = [name for name in names if len({str(entry.get(name)) for entry in entries}) > 1]
         table = read_runs(records)
         outcome.table = table.sort_values(varied or "run")[[*varied, *SUMMARY]].reset_index(drop=True)
     return outcome

@@ -102,10 +102,10 @@ class RunTables:
             shape = arrays[next(iter(names.values()))].shape
             update, layer, head, number = (index.ravel() for index in np.indices(shape))
             updates = arrays["update"][update]
-            found: dict[str, Any] = {"run": row["run"], **{name: row[name] for name in by}, "update": updates}
-            found |= {"epoch": epochs[row["run"]].loc[arrays["update"]].to_numpy()[update]}
-            found |= {"layer": layer, "head": head, last: number}
-            tables.append(pd.DataFrame(found | {name: arrays[array].ravel() for name, array in names.items()}))
+            columns_of_run: dict[str, Any] = {"run": row["run"], **{name: row[name] for name in by}, "update": updates}
+            columns_of_run |= {"epoch": epochs[row["run"]].loc[arrays["update"]].to_numpy()[update]}
+            columns_of_run |= {"layer": layer, "head": head, last: number}
+            tables.append(pd.DataFrame(columns_of_run | {name: arrays[array].ravel() for name, array in names.items()}))
         return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
@@ -148,12 +148,14 @@ def sweep_tables(path: str | Path) -> SweepTables:
     Raises RunError for a file that is no sweep or a damaged record, ArgumentError for an entry that is not allowed.
     """
     path = Path(path)
-    runs, found = read_sweep(path), {folder: read_run(folder) for folder in _records(path.with_suffix(""))}
-    folders = [next((folder for folder, run in found.items() if _is_run_of(each, run)), None) for each in runs]
-    entries = pd.DataFrame([asdict(each) for each in runs])
+    runs, records = read_sweep(path), {folder: read_run(folder) for folder in _records(path.with_suffix(""))}
+    folders = [
+        next((folder for folder, run in records.items() if _is_run_of(planned_run, run)), None) for planned_run in runs
+    ]
+    entries = pd.DataFrame([asdict(planned_run) for planned_run in runs])
     varied = [name for name in entries if len({str(value) for value in entries[name]}) > 1]
     planned = entries[varied].assign(
-        run=[found[folder]["identity"] if folder else "" for folder in folders],
+        run=[records[folder]["identity"] if folder else "" for folder in folders],
         state=[RECORDED if folder else NOT_RUN for folder in folders],
     )
     tables = _tables([folder for folder in folders if folder])
@@ -181,7 +183,7 @@ def live_runs(configurations: Iterable[RunConfiguration]) -> RunTables:
     does.
     """
     with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
-        return _tables([train(each, scratch, progress=False) for each in configurations])
+        return _tables([train(configuration, scratch, progress=False) for configuration in configurations])
 
 
 def perplexity_floor(tables: RunTables) -> float:

@@ -145,8 +145,8 @@ def _check(hidden: Tensor, embedding: Tensor, targets: Tensor, precision: str) -
     if hidden.shape[:-1] != targets.shape or targets.numel() == 0:
         raise ShapeError(f"targets must have shape {tuple(hidden.shape[:-1])}, not empty, got {tuple(targets.shape)}")
     if targets.dtype != torch.int64 or embedding.dtype not in (torch.float32, torch.float64):
-        found = f"{embedding.dtype} and {targets.dtype}"
-        raise ArgumentError(f"embedding must be float32 or float64 and targets int64, got {found}")
+        dtypes = f"{embedding.dtype} and {targets.dtype}"
+        raise ArgumentError(f"embedding must be float32 or float64 and targets int64, got {dtypes}")
     if not hidden.is_floating_point():
         raise ArgumentError(f"hidden must have a floating dtype, got {hidden.dtype}")
     if targets.device.type == "cpu":  # on an accelerator the kernels check, without waiting for it

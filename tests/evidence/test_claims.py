@@ -14,7 +14,7 @@ from qkrepro.publishing.claims_pages import STORED, all_claims, changed_verdicts
 
 SETTINGS = (  # columns that a chapter chooses: the grid of an experiment, not what is measured on it
     *("spread", "mean_scaled", "dispersion", "spread_scaled", "kappa", "temperature", "best_epoch", "last_epoch"),
-    *("growth",),
+    *("growth", "alpha", "weight"),
 )
 ABSTRACT = (
     "the small eigenspectrum variance prevents both rank and entropy collapse, leading to better model expressivity "
@@ -82,10 +82,10 @@ def test_a_chapter_without_numbers_reads_not_run(tmp_path: Path):
 
 def test_a_stored_verdict_that_no_longer_follows_is_named(tmp_path: Path):
     table = verdicts(tmp_path)
-    table[["claim", "outcome", "because", "holds", "of"]].to_csv(tmp_path / STORED, index=False)
+    table[["claim", "outcome", "setting", "because", "holds", "of"]].to_csv(tmp_path / STORED, index=False)
     assert changed_verdicts(table, tmp_path) == []
     edited = table.assign(outcome=["reproduced", *table["outcome"][1:]])
-    edited[["claim", "outcome", "because", "holds", "of"]].to_csv(tmp_path / STORED, index=False)
+    edited[["claim", "outcome", "setting", "because", "holds", "of"]].to_csv(tmp_path / STORED, index=False)
     assert changed_verdicts(table, tmp_path) == [all_claims()[0].name]
 
 

@@ -84,7 +84,7 @@ def test_missing_and_damaged_numbers_are_named(executed):
     save_numbers("chapter", "quick", {"t": pd.DataFrame({"x": [1]})})
     path = executed / "chapter.json"
     path.write_text(path.read_text()[:20])
-    with pytest.raises(ArgumentError, match="is damaged"):
+    with pytest.raises(ArgumentError, match="a damaged one"):
         load_numbers("chapter")
 
 

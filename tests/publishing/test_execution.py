@@ -181,7 +181,7 @@ def test_a_file_that_is_no_notebook_is_named(tmp_path: Path) -> None:
 
 def test_outside_a_checkout_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArgumentError, match="allowed: a folder inside a checkout"):
+    with pytest.raises(ArgumentError, match="must lie in a checkout"):
         run_figures(log=lambda _: None)
 
 
