@@ -67,7 +67,7 @@ def own_token_threshold(spread: float, count: int) -> float:
 
 
 def mean_entropy(count: int, spread: float) -> float:
-    """Return the expected entropy in nats of the softmax of n independent N(0, s²) logits, exact at every n >= 1, s >= 0.
+    """Return the expected entropy in nats of a softmax of n independent N(0, s²) logits, exact for n >= 1 and s >= 0.
 
     By log z = ∫ (e^{−t} − e^{−tz}) dt/t, the entropy is one integral of powers of ψ(t) = E exp(−t e^{sg}).
     Raises ArgumentError for n < 1 or s < 0. Source: book, expected entropy at finite length (ours).
