@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_oracles import entropy, softmax
 
 from qkrepro.errors import ArgumentError
 from qkrepro.theory.critical_mean import (
@@ -37,11 +38,6 @@ def independent_exponent(growth, layers):
     return 2 * layers * (1 - growth) - 1
 
 
-def softmax(logits):
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
 def layers_in_full(x, mean, layers, residual):
     """Cosine of the first two tokens over depth, by attention on the tokens themselves."""
     cosines = [x[0] @ x[1]]
@@ -62,8 +58,7 @@ def test_prop_simplex_layers_equal_attention_on_the_tokens(length, similarity, m
     assert float(own_weight(length, similarity, mean)) == pytest.approx(weights[0, 0], rel=1e-9, abs=1e-300)
     advantage = weights[0, 0] - weights[0, 1]
     assert float(own_advantage(length, similarity, mean)) == pytest.approx(advantage, rel=1e-9, abs=1e-15)
-    entropy = -(weights[0] * np.log(np.where(weights[0] > 0, weights[0], 1))).sum()
-    assert simplex_entropy(length, similarity, mean) == pytest.approx(entropy, rel=1e-7, abs=1e-12)
+    assert simplex_entropy(length, similarity, mean) == pytest.approx(entropy(weights[0]), rel=1e-7, abs=1e-12)
     if abs(advantage) > 1e-5 or residual:
         expected = layers_in_full(x, mean, 3, residual)
         np.testing.assert_allclose(simplex_layers(length, similarity, mean, 3, residual=residual), expected, atol=1e-6)
@@ -85,12 +80,12 @@ def test_prop_simplex_layers_keep_their_form_through_random_value_matrices():
 def test_prop_simplex_has_three_regimes(similarity):
     length = 10**9
     critical = 1 / (1 - similarity)
-    for growth, own, entropy in ((0.6 * critical, 0, 1), (critical, 0.5, 0.5), (1.4 * critical, 1, 0)):
+    for growth, own, share in ((0.6 * critical, 0, 1), (critical, 0.5, 0.5), (1.4 * critical, 1, 0)):
         mean = growth * math.log(length)
         cosine = float(simplex_layers(length, similarity, mean, 1)[1])
         assert cosine == pytest.approx(float(cosine_limit(growth, similarity)), abs=0.01)
         assert float(own_weight(length, similarity, mean)) == pytest.approx(own, abs=0.01)
-        assert simplex_entropy(length, similarity, mean) / math.log(length) == pytest.approx(entropy, abs=0.04)
+        assert simplex_entropy(length, similarity, mean) / math.log(length) == pytest.approx(share, abs=0.04)
     assert float(cosine_limit(critical, similarity)) == pytest.approx(4 * similarity / (1 + 3 * similarity))
     half = own_weight(length, similarity, critical_mean(length, similarity))
     assert float(half) == pytest.approx(0.5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_oracles import entropy, softmax
 from scipy import integrate
 
 from qkrepro.errors import ArgumentError, ShapeError
@@ -55,16 +56,11 @@ def drawn_stack(rng, law, length, dim, mean, layers, residual):
         if layer == layers:
             break
         logits = np.where(hidden, -np.inf, mean * x @ x.T / dim)
-        weights = np.exp(logits - logits.max(1, keepdims=True))
-        weights /= weights.sum(1, keepdims=True)
+        weights = softmax(logits)
         first = weights if first is None else first
         mixed = weights @ x @ rng.standard_normal((dim, dim)) / math.sqrt(dim)
         x = x + mixed if residual else mixed
     return np.linalg.norm(x - x.mean(0)) / np.linalg.norm(x), first
-
-
-def row_entropy(weights):
-    return -(weights * np.log(np.where(weights > 0, weights, 1))).sum(-1)
 
 
 @pytest.mark.parametrize(("law", "start"), [("random walk", walk_cosines(48)), ("independent", ar1_cosines(48, 0.0))])
@@ -76,8 +72,8 @@ def test_prop_depth_limit_predicts_stacks_of_many_dimensions(law, start, residua
     drawn, first = zip(*(drawn_stack(rng, law, 48, 512, mean, 5, residual) for _ in range(10)), strict=True)
     predicted = float(cosine_residual(limit.cosines[-1]))
     assert abs(np.mean(drawn) - predicted) < 4 * np.std(drawn) / math.sqrt(10) + 0.04 * predicted
-    entropy = row_entropy(limit.attention[0].numpy())[24:].mean()
-    assert row_entropy(np.stack(first))[:, 24:].mean() == pytest.approx(entropy, abs=0.12)
+    expected = entropy(limit.attention[0].numpy())[24:].mean()
+    assert entropy(np.stack(first))[:, 24:].mean() == pytest.approx(expected, abs=0.12)
 
 
 def test_prop_depth_limit_numbers_of_eight_layers():

@@ -46,8 +46,10 @@ def symmetric(rng, values):
 def test_prop_evasion_scale_is_the_minimum_of_a_search_over_the_scale(seed, dim, tau):
     w = torch.tensor(np.random.default_rng(seed).standard_normal((dim, dim)))
     trace, size = float(w.trace()), float(w.square().sum())
-    found = optimize.minimize_scalar(lambda y: y**2 * size + (y * trace - tau) ** 2, bounds=(0, 1e3), method="bounded")
-    assert least_by_scale(w, tau) == pytest.approx(min(found.fun, tau**2), rel=1e-3, abs=1e-6)
+    best_scale = optimize.minimize_scalar(
+        lambda y: y**2 * size + (y * trace - tau) ** 2, bounds=(0, 1e3), method="bounded"
+    )
+    assert least_by_scale(w, tau) == pytest.approx(min(best_scale.fun, tau**2), rel=1e-3, abs=1e-6)
     if trace > 0:
         best = (size + trace**2) / (tau * trace)
         assert matrix_penalty(w / best, tau) == pytest.approx(least_by_scale(w, tau))
