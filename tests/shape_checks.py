@@ -8,9 +8,11 @@ import functools
 import importlib.abc
 import importlib.machinery
 import inspect
+import re
 import sys
+from numbers import Real
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import jaxtyping
 import numpy as np
@@ -18,7 +20,8 @@ from torch import Tensor
 
 ROOMS = ("qkrepro.theory.", "qkrepro.models.")
 KINDS = ("Float", "Float64", "Complex128", "Bool", "Int", "Int8")
-NAMES = {kind: getattr(jaxtyping, kind) for kind in KINDS} | {"Tensor": Tensor, "np": np}
+STATED = re.compile(rf"(tuple\[)?({'|'.join(KINDS)})\[")  # one shape, or a tuple of them
+NAMES = {kind: getattr(jaxtyping, kind) for kind in KINDS} | {"Tensor": Tensor, "np": np, "float": Real, "Any": object}
 CHECKED: set[str] = set()  # functions that were called and checked
 
 
@@ -31,7 +34,7 @@ def checked(function: Any) -> Any:
     signature = inspect.signature(function)
     written = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     written["return"] = signature.return_annotation
-    shapes = {name: text for name, text in written.items() if isinstance(text, str) and text.startswith(KINDS)}
+    shapes = {name: text for name, text in written.items() if isinstance(text, str) and STATED.match(text)}
     if not shapes:
         return function
     types = {name: eval(text, NAMES) for name, text in shapes.items()}
@@ -42,13 +45,26 @@ def checked(function: Any) -> Any:
         values = signature.bind(*args, **kwargs).arguments | {"return": result}
         with jaxtyping.jaxtyped("context"):
             for name, expected in types.items():
-                if values.get(name) is not None and not isinstance(values[name], expected):
-                    found = f"{getattr(values[name], 'dtype', type(values[name]))} {np.shape(values[name])}"
-                    raise ShapeOfTypeError(f"{function.__qualname__}: {name} is {found}, annotated as {shapes[name]}")
+                if values.get(name) is not None and not _fits(values[name], expected):
+                    raise ShapeOfTypeError(
+                        f"{function.__qualname__}: {name} is {_described(values[name])}, annotated as {shapes[name]}"
+                    )
         CHECKED.add(function.__qualname__)
         return result
 
     return call
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if get_origin(expected) is tuple:
+        return len(value) == len(get_args(expected)) and all(map(_fits, value, get_args(expected)))
+    return isinstance(value, expected)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_described, value))
+    return f"{getattr(value, 'dtype', type(value))} {np.shape(value)}"
 
 
 class _Loader(importlib.abc.Loader):
@@ -66,6 +82,10 @@ class _Loader(importlib.abc.Loader):
         for name, value in list(vars(module).items()):
             if inspect.isfunction(value) and value.__module__ == module.__name__:
                 setattr(module, name, checked(value))
+            elif inspect.isclass(value) and value.__module__ == module.__name__:
+                for method, body in list(vars(value).items()):
+                    if inspect.isfunction(body):
+                        setattr(value, method, checked(body))
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -24,7 +24,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def attached_parameters(model: nn.Module) -> list[QKParameters]:
-    """Query and key parameters of every attention layer of a model of `transformers`, wrapped or not.
+    """Return the query and key parameters of every attention layer of a model of `transformers`, wrapped or not.
 
     Raises ArgumentError for a model without `config.model_type`, of an unknown family, or without the layers that
     its family has.
@@ -47,9 +47,9 @@ def attached_parameters(model: nn.Module) -> list[QKParameters]:
 
 def _is_query(name: str, naming: Naming, family: Family) -> bool:
     before, after = naming.query.split("{layer}")
-    head, found, number = name.removesuffix(after).rpartition(before)
+    head, separator, number = name.removesuffix(after).rpartition(before)
     vision = bool(family.parts[0].marker) and "vision" in head and "vision" not in family.parts[0].marker
-    return name.endswith(after) and bool(found) and number.isdecimal() and head[-1:] in ("", ".") and not vision
+    return name.endswith(after) and bool(separator) and number.isdecimal() and head[-1:] in ("", ".") and not vision
 
 
 def _parameters(modules: dict[str, nn.Module], name: str, naming: Naming, config: Any, family: Family) -> QKParameters:
@@ -67,8 +67,8 @@ def trainer_callback(locater: Any) -> Any:
 
         Trainer(model, arguments, train_dataset=data, callbacks=[trainer_callback(LocAteR.for_model(model))])
 
-    The loss that the Trainer logs is without the term. The gradient is added after clipping, once a step, whatever the
-    gradient accumulation; under DistributedDataParallel each process adds the same.
+    The loss that the Trainer logs is without the term. The gradient is added after clipping, once per step, whatever
+    the gradient accumulation; under DistributedDataParallel each process adds the same.
     """
     from transformers import TrainerCallback
 

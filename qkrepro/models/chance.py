@@ -76,11 +76,9 @@ def z_score(value: Array, draws: Array) -> Array:
 
 
 def percentile(value: Any, draws: Any) -> Array:
-    """Return the percentage of draws below the value, draws equal to it counted half.
+    """Return the percentage of draws below the value, draws equal to it counted half; NaN for a value that is NaN.
 
     value: (...). draws: (draws,) or (..., draws).
-
-    NaN where the value is not a number.
     """
     value, draws = np.asarray(value)[..., None], np.asarray(draws)
     share = ((draws < value) + 0.5 * (draws == value)).mean(-1)
@@ -88,12 +86,12 @@ def percentile(value: Any, draws: Any) -> Array:
 
 
 def localization_of(trace: Array, trace_sq: Array, frobenius_sq: Array, temperature: float) -> tuple[Array, ...]:
-    """Return the index, centre and level of the T → ∞ profile of the moments.
+    """Return the index, centre and level of the T → ∞ profile of the moments, (...) each.
 
-    Each of shape (...). Source: book, "Theory: signal propagation".
+    Source: book, "Theory: signal propagation".
     """
     bounded = np.clip(trace_sq, -frobenius_sq, frobenius_sq)  # rounding may put a symmetric head just outside
-    moments = (np.asarray(each)[..., None] for each in (trace, bounded, frobenius_sq))
+    moments = (np.asarray(moment)[..., None] for moment in (trace, bounded, frobenius_sq))
     with np.errstate(invalid="ignore", divide="ignore"):  # M = 0 has a profile all the same
         rho = gaussian_profile(*limit_law(THETA, temperature), *moments)  # (..., 100)
         return profile_localization(THETA, rho)

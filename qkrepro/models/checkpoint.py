@@ -133,10 +133,10 @@ def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, par
             if last not in names:
                 raise CheckpointError(f"{checkpoint.path}: config.json says {sizes.layers} layers; {last} is missing")
             return Tower(checkpoint, names, family, naming, norm, part, prefixes[0], config, sizes)
-    found = ", ".join(list(names)[:4])
+    listed = ", ".join(list(names)[:4])
     raise CheckpointError(
         f"{checkpoint.path}: no {part.name or family.name} query weights ({family.namings[0].query}.weight); "
-        f"tensors found: {found or 'none'}"
+        f"tensors found: {listed or 'none'}"
     )
 
 
@@ -144,8 +144,8 @@ def _prefixes(names: Iterable[str], query: str) -> list[str]:
     """Return what stands before the name of a query weight, over all layers, each once."""
     before, after = (re.escape(text) for text in f"{query}.weight".split("{layer}"))
     pattern = re.compile(rf"((?:.*\.)?){before}\d+{after}")
-    found = (pattern.fullmatch(name) for name in names)
-    return sorted({match[1] for match in found if match})
+    matches = (pattern.fullmatch(name) for name in names)
+    return sorted({match[1] for match in matches if match})
 
 
 def _part_config(checkpoint: Checkpoint, family: Family, part: Part) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _finite(w: NDArray[Any]) -> bool:
 
 
 def _projections(tower: Tower, layer: int, kind: str, tail: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Query and key weights (or biases) of a layer, (heads, d_head, *tail) and (kv_heads, d_head, *tail)."""
+    """Return the query and key weights (or biases) of a layer, (heads, d_head, *tail) and (kv_heads, d_head, *tail)."""
     sizes, naming = tower.sizes, tower.naming
     q_rows, k_rows = sizes.heads * sizes.d_head, sizes.kv_heads * sizes.d_head
     transposed = naming.transposed and bool(tail)
@@ -273,10 +273,7 @@ def _qk_norm(tower: Tower, layer: int) -> QKNorm | None:
 
 
 def _input_norm(tower: Tower, layer: int) -> InputNorm | None:
-    """Return the gain and bias of the normalisation before the projections.
-
-    None where the model has none or no gain.
-    """
+    """Return the gain and bias of the normalisation before the projections; None where there is none or no gain."""
     norm = tower.norm
     name = norm.first if layer == 0 and "{previous}" in norm.name else norm.name
     if name is None:
@@ -303,10 +300,7 @@ def _multiplier(tower: Tower, layer: int) -> float:
 
 
 def _positive(tower: Tower, key: str, default: float | None) -> float | None:
-    """Return a number > 0 of config.json, or the default where it is left out or null.
-
-    Raises CheckpointError for anything else.
-    """
+    """Return a number > 0 of config.json, the default where it is left out or null; else raise CheckpointError."""
     value = tower.config.get(key)
     if value is None:
         return default
@@ -328,9 +322,9 @@ def _read(tower: Tower, template: str, kind: str, layer: int, shape: tuple[int, 
     checkpoint, name = tower.checkpoint, _name(tower, template, kind, layer)
     if name not in tower.names:
         raise CheckpointError(f"{checkpoint.path}: {name} is missing")
-    found = checkpoint.shape(tower.names[name])
-    if found != shape:
-        raise CheckpointError(f"{checkpoint.path}: {name} has shape {found}; config.json asks for {shape}")
+    stored = checkpoint.shape(tower.names[name])
+    if stored != shape:
+        raise CheckpointError(f"{checkpoint.path}: {name} has shape {stored}; config.json asks for {shape}")
     return checkpoint.array(tower.names[name])
 
 

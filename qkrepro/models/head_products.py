@@ -32,7 +32,7 @@ class HeadProducts:
 
     @property
     def d_head(self) -> int:
-        """Number of eigenvalues that can differ from zero."""
+        """Return the number of eigenvalues that can differ from zero."""
         return int(self.cross.shape[-1])
 
     def between(self, core: Array | None) -> HeadProducts:
@@ -76,11 +76,10 @@ class HeadProducts:
 def head_products(w_q: Any, w_k: Any) -> HeadProducts:
     """Return the products of all heads of a layer.
 
-    w_q: (heads, d_head, d_model), w_k: (kv_heads, d_head, d_model), floating point.
-
-    Arrays or tensors. Head h reads key head h // (heads / kv_heads). Returns products (heads, d_head, d_head). Weights
-    become float64 some heads at a time, so that half-precision layers of large models stay small; query and key of a
-    head lie one below the other, so that one symmetric product, of half the work, holds all three.
+    w_q: (heads, d_head, d_model), w_k: (kv_heads, d_head, d_model), floating-point arrays or tensors.
+    Head h reads key head h // (heads / kv_heads). Returns products (heads, d_head, d_head). Weights become float64 some
+    heads at a time, so that half-precision layers of large models stay small; query and key of a head lie one below
+    the other, so that one symmetric product, of half the work, holds all three.
     """
     q, k = as_array(w_q), as_array(w_k)
     heads, d_head, d_model = q.shape
@@ -100,8 +99,8 @@ def head_products(w_q: Any, w_k: Any) -> HeadProducts:
 
 
 def products_in_covariance(w_q: Any, w_k: Any, cov: Any) -> HeadProducts:
-    """As `head_products`, of M = Σ^½ W Σ^½ for a covariance Σ of the tokens, (d_model, d_model) float64."""
-    q, k, cov = (as_array(each).astype(np.float64, copy=False) for each in (w_q, w_k, cov))
+    """Return what `head_products` does of M = Σ^½ W Σ^½ for a covariance Σ of the tokens, (d_model, d_model)."""
+    q, k, cov = (as_array(values).astype(np.float64, copy=False) for values in (w_q, w_k, cov))
     k = k.repeat(len(q) // len(k), axis=0)  # (heads, d_head, d_model)
     q_cov, k_cov = q @ cov, k @ cov
     return HeadProducts(k_cov @ q.mT, q_cov @ q.mT, k_cov @ k.mT, q.shape[-1])
@@ -115,7 +114,7 @@ def as_array(values: Any) -> NDArray[Any]:
 def random_products(d_head: int, d_model: int, draws: int, seed: int) -> HeadProducts:
     """Return the products of `draws` heads with independent N(0, 1) weights, (draws, d_head, d_head).
 
-    Exactly the law of w_q, w_k with Gaussian entries at any d_model, in O(d_head³) a draw: a rotation of the model's
+    Exactly the law of w_q, w_k with Gaussian entries at any d_model, in O(d_head³) per draw: a rotation of the model's
     axes brings w_q to a lower triangle (Bartlett's decomposition), and w_k into its first d_head columns and the rest.
     """
     generator = np.random.default_rng(seed)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qkrepro.models.rotary import Rotary
 
 if TYPE_CHECKING:  # heads are made of tensors; a table of spectra does not need them
+    from jaxtyping import Float, Float64
     from torch import Tensor
 
 Array = NDArray[np.float64]
@@ -69,23 +70,41 @@ class QKLayer:
 
     @property
     def heads(self) -> int:
-        """Number of query heads."""
+        """Return the number of query heads."""
         return len(self.w_q)
 
     @property
     def group(self) -> int:
-        """Query heads that share one key head."""
+        """Return how many query heads share one key head."""
         return len(self.w_q) // len(self.w_k)
 
     def head(self, index: int) -> QKHead:
-        """Return one head of the layer in tensors, with the key weights that it reads."""
+        """Return one head of the layer, in tensors of its own, with the key weights that it reads."""
+        import torch
 
-        return head_of_layer(self, index)
+        key, qk_norm, input_norm = index // self.group, self.qk_norm, self.input_norm
+        if qk_norm is not None:
+            qk_norm = QKNorm(torch.from_numpy(qk_norm.gain_q), torch.from_numpy(qk_norm.gain_k), qk_norm.eps)
+        if input_norm is not None:
+            bias = None if input_norm.bias is None else torch.from_numpy(input_norm.bias)
+            input_norm = InputNorm(torch.from_numpy(input_norm.gain), bias)
+        return QKHead(
+            layer=self.layer,
+            head=index,
+            w_q=_double(self.w_q[index]),
+            w_k=_double(self.w_k[key]),
+            b_q=None if self.b_q is None else _double(self.b_q[index]),
+            b_k=None if self.b_k is None else _double(self.b_k[key]),
+            multiplier=self.multiplier,
+            part=self.part,
+            softcap=self.softcap,
+            rotary=self.rotary,
+            qk_norm=qk_norm,
+            input_norm=input_norm,
+        )
 
     def folded(self) -> QKLayer:
-        """Return the same layer with the gain of the input's normalisation folded into w_q and w_k.
-
-        The bias of the normalisation goes into b_q and b_k.
+        """Return the layer with the normalisation of its input folded in: gain in w_q and w_k, bias in b_q and b_k.
 
         The logits of x̂ (normalised, without gain and bias) are then those of gain ⊙ x̂ + bias in the layer as it was.
         """
@@ -96,9 +115,7 @@ class QKLayer:
         return replace(self, w_q=self.w_q * gain, w_k=self.w_k * gain, b_q=b_q, b_k=b_k, input_norm=None)
 
     def core(self, distance: float = 0, *, gains: bool = False) -> Array | None:
-        """Return C (d_head, d_head) in W = w_qᵀ C w_k for a key `distance` tokens before the query.
-
-        It is None for the identity.
+        """Return C (d_head, d_head) in W = w_qᵀ C w_k for a key `distance` tokens before the query; None for I.
 
         C is the rotation of rotary positions; with gains=True also the gains of query-key normalisation.
         """
@@ -139,15 +156,16 @@ class QKHead:
 
     @property
     def temperature(self) -> float:
-        """λ of the book: one over the model's own logit multiplier."""
+        """Return λ of the book, one over the model's own logit multiplier."""
         return 1 / self.multiplier
 
-    def logits(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def logits(
+        self, x: Float[Tensor, "*batch T d_model"], positions: Tensor | None = None
+    ) -> Float64[Tensor, "*batch T T"]:
         """Return the attention logits, (..., T, T) float64, row = query, before any mask.
 
-        x: what the projections read.
-
-        x: (..., T, d_model). positions: (T,), 0 … T − 1 by default; they matter under rotary positions alone.
+        x: what the projections read, (..., T, d_model). positions: (T,), 0 … T − 1 by default, of matter
+        under rotary positions alone.
         """
         q = x.double() @ self.w_q.mT + (0 if self.b_q is None else self.b_q)  # (..., T, d_head)
         k = x.double() @ self.w_k.mT + (0 if self.b_k is None else self.b_k)
@@ -159,39 +177,13 @@ class QKHead:
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
 
-def head_of_layer(layer: QKLayer, index: int) -> QKHead:
-    """Return one head of a layer, in tensors of its own, with the key weights that it reads."""
-    import torch
-
-    key, qk_norm, input_norm = index // layer.group, layer.qk_norm, layer.input_norm
-    if qk_norm is not None:
-        qk_norm = QKNorm(torch.from_numpy(qk_norm.gain_q), torch.from_numpy(qk_norm.gain_k), qk_norm.eps)
-    if input_norm is not None:
-        bias = None if input_norm.bias is None else torch.from_numpy(input_norm.bias)
-        input_norm = InputNorm(torch.from_numpy(input_norm.gain), bias)
-    return QKHead(
-        layer=layer.layer,
-        head=index,
-        w_q=_double(layer.w_q[index]),
-        w_k=_double(layer.w_k[key]),
-        b_q=None if layer.b_q is None else _double(layer.b_q[index]),
-        b_k=None if layer.b_k is None else _double(layer.b_k[key]),
-        multiplier=layer.multiplier,
-        part=layer.part,
-        softcap=layer.softcap,
-        rotary=layer.rotary,
-        qk_norm=qk_norm,
-        input_norm=input_norm,
-    )
-
-
 def _double(values: NDArray[np.floating]) -> Tensor:
     import torch
 
     return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
 
 
-def rms_normalised(x: Tensor, eps: float) -> Tensor:
+def rms_normalised(x: Float[Tensor, "*shape"], eps: float) -> Float[Tensor, "*shape"]:
     """Return x divided by its root mean square over the last dimension."""
     normalised: Tensor = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
     return normalised

@@ -56,11 +56,11 @@ def check_digest(path: Path, expected: str) -> None:
     """Raise CheckpointError unless the file is there and has this SHA-256 digest."""
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    if found != expected:
-        raise CheckpointError(f"{path}: SHA-256 must be {expected}, got {found}")
+    if digest != expected:
+        raise CheckpointError(f"{path}: SHA-256 must be {expected}, got {digest}")
 
 
 def token_windows(folder: Path, text: str, window: int = WINDOW) -> list[Tensor]:

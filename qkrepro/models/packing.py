@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # reading a checkpoint needs no tensors
+    from jaxtyping import Float
     from torch import Tensor
 
     from qkrepro.models.families import Layout
@@ -55,19 +56,21 @@ class QKParameters:
     layout: Layout = "separate"
     transposed: bool = False
 
-    def split(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def split(
+        self, query: Tensor, key: Tensor
+    ) -> tuple[Float[Tensor, "heads d_head d_model"], Float[Tensor, "heads d_head d_model"]]:
         """Return w_q and w_k, (heads, d_head, d_model), of tensors laid out like the parameters: weights or gradients.
 
-        Views, except that a key head shared by several query heads is repeated.
+        They are views, except that a key head shared by several query heads is repeated.
         """
         w_q, w_k = split_heads(query, key, self.layout, self.heads, self.kv_heads, transposed=self.transposed)
         return w_q, w_k.repeat_interleave(self.heads // self.kv_heads, dim=0) if self.grouped else w_k
 
-    def weights(self) -> tuple[Tensor, Tensor]:
+    def weights(self) -> tuple[Float[Tensor, "heads d_head d_model"], Float[Tensor, "heads d_head d_model"]]:
         """Return w_q and w_k, (heads, d_head, d_model)."""
         return self.split(self.query, self.key)
 
     @property
     def grouped(self) -> bool:
-        """Whether query heads share key heads."""
+        """Return whether query heads share key heads."""
         return self.heads != self.kv_heads

@@ -29,10 +29,7 @@ class Rotary:
     scaling: float = 1.0  # multiplies the rotated queries and keys alike (yarn)
 
     def rotation(self, distance: float, d_head: int) -> Array:
-        """Return the matrix R with logit = qᵀ R k for a key `distance` tokens before the query.
-
-        It is float64, (d_head, d_head).
-        """
+        """Return R (d_head, d_head) with logit = qᵀ R k for a key `distance` tokens before the query."""
         n, half = 2 * len(self.frequencies), len(self.frequencies)
         angle = distance * self.frequencies  # (n/2,)
         cos, sin = np.cos(angle), np.sin(angle)
@@ -98,7 +95,7 @@ def layer_type(config: Mapping[str, Any], layer: int) -> str:
 def _scaled(
     kind: str, plain: Array, rope: Mapping[str, Any], config: Mapping[str, Any], base: float
 ) -> tuple[Array, float]:
-    """Frequencies and scaling of a rope type from the plain frequencies base^(−2j/n)."""
+    """Return the frequencies and scaling of a rope type from the plain frequencies base^(−2j/n)."""
     if kind == "linear":
         return plain / float(rope["factor"]), 1.0
     if kind == "llama3":
@@ -109,7 +106,7 @@ def _scaled(
 
 
 def _llama3(plain: Array, rope: Mapping[str, Any]) -> Array:
-    """Llama 3.1: long waves are slowed by `factor`, short ones kept, those between interpolated."""
+    """Return the frequencies of Llama 3.1: long waves slowed by `factor`, short ones kept, others interpolated."""
     factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = float(rope["original_max_position_embeddings"]) * plain / (2 * math.pi)  # in the trained length
     kept = ((turns - low) / (high - low)).clip(0, 1)
@@ -117,7 +114,7 @@ def _llama3(plain: Array, rope: Mapping[str, Any]) -> Array:
 
 
 def _yarn(plain: Array, rope: Mapping[str, Any], config: Mapping[str, Any], base: float) -> tuple[Array, float]:
-    """YaRN (arXiv 2309.00071), as `transformers` computes it."""
+    """Return the frequencies and scaling of YaRN (arXiv 2309.00071), as `transformers` computes them."""
     length, n = float(rope["original_max_position_embeddings"]), 2 * len(plain)
     factor = float(rope.get("factor") or config["max_position_embeddings"] / length)
 

@@ -64,16 +64,15 @@ def text_windows(text: str, words: list[str], longest: int) -> list[Tensor]:
     """Return the windows of token numbers, (1, T) with 2 <= T <= longest, that a text becomes.
 
     Tokens are the words between white space and the ends of lines; words outside the vocabulary become `<unk>`.
-
     Raises ArgumentError for a word outside a vocabulary without `<unk>`, or a text of fewer than two words.
     """
     number = {word: index for index, word in enumerate(words)}
-    found = [word for line in text.removesuffix("\n").split("\n") for word in (*line.split(), EOS)]
-    found = [word for word in found if word != EOS or EOS in number]  # the synthetic corpus has no lines
-    unknown = next((word for word in found if word not in number), None)
+    tokens = [word for line in text.removesuffix("\n").split("\n") for word in (*line.split(), EOS)]
+    tokens = [word for word in tokens if word != EOS or EOS in number]  # the synthetic corpus has no lines
+    unknown = next((word for word in tokens if word not in number), None)
     if unknown is not None and UNK not in number:
         raise ArgumentError(f"text must hold words of the model's corpus, got {unknown!r:.40}")
-    ids = torch.tensor([number.get(word, number.get(UNK, -1)) for word in found], dtype=torch.int64)
+    ids = torch.tensor([number.get(word, number.get(UNK, -1)) for word in tokens], dtype=torch.int64)
     if len(ids) < 2:
         raise ArgumentError("text must hold at least two tokens, which have an increment, got fewer")
     windows = [ids[None, start : start + longest] for start in range(0, len(ids), longest)]  # (1, T) each

@@ -68,7 +68,6 @@ COLUMNS = {
     "relative_variance_percentile": "percentage of random heads with a smaller relative_variance",
     "localization_percentile": "percentage of random heads of this ‖W‖_F with a smaller localization index",
 }
-OF_EIGENVALUES = ("eigen_spread_head", "relative_variance", "top_share", "top_share_z", "relative_variance_percentile")
 Columns = dict[str, list[Any]]  # of the table, by name and in order, all of one length
 SHOWN = {  # the columns of the printed table, with short heads
     "part": "part",
@@ -143,11 +142,30 @@ def spectrum_table(
 ) -> pd.DataFrame:
     """Return one row per head and distance, with the columns of COLUMNS that apply.
 
-    distances: tokens between query and key, >= 0; other than 0 needs rotary positions. fold_norm: the gain of the
-    preceding normalisation (and of query-key normalisation) goes into W. moments_only: no eigenvalues, much faster.
-    covariances: Σ of the increments of each layer's tokens for localization, centre and level; I without.
-    draws, seed: random heads of the same shape behind the `_z` and `_percentile` columns.
-    Raises ArgumentError for a distance that is negative or without rotary positions, or draws < 2.
+    Parameters
+    ----------
+    layers
+        As `qk_layers` yields them.
+    distances
+        Tokens between query and key, >= 0; other than 0 needs rotary positions.
+    fold_norm
+        Whether the gain of the preceding normalisation (and of query-key normalisation) goes into W.
+    moments_only
+        Leave the eigenvalues out, which is much faster.
+    covariances
+        (part, layer) to Σ of the increments of that layer's tokens, for localization, centre and level; None takes I.
+    draws, seed
+        Of the random heads of the same shape behind the `_z` and `_percentile` columns.
+
+    Returns
+    -------
+    DataFrame
+        One row per head and distance.
+
+    Raises
+    ------
+    ArgumentError
+        A distance that is negative or without rotary positions, or draws < 2.
     """
     import pandas as pd
 
@@ -189,7 +207,7 @@ def _columns(
     drawn: Callable[[], NullDraws],
     options: TableOptions,
 ) -> tuple[Columns, NDArray[np.complex128] | None]:
-    """Return the columns and the eigenvalues: first what the heads are, then where chance would stand.
+    """Return the columns and the eigenvalues: what the heads are, then where chance would stand.
 
     The order matters: meanwhile another thread may be drawing what chance gives.
     """
@@ -213,7 +231,7 @@ def _columns(
 
 
 def _listed(values: Any, heads: int) -> list[Any]:
-    """Return a column as plain values, one a head."""
+    """Return a column as plain values, one per head."""
     if isinstance(values, np.ndarray | range):
         return list(values.tolist() if isinstance(values, np.ndarray) else values)
     return [values] * heads
@@ -240,14 +258,14 @@ def _of_eigenvalues(eigenvalues: NDArray[np.complex128]) -> dict[str, Array]:
 
 def _against_chance(columns: Mapping[str, Array], null: NullDraws) -> dict[str, Array]:
     with np.errstate(invalid="ignore"):  # W = 0 has no scale: NaN
-        found = {
+        scores = {
             "trace_z": z_score(columns["trace"] / columns["frobenius"], null.trace),
             "symmetric_share_z": z_score(columns["symmetric_share"], (1 + null.trace_sq) / 2),
         }
     if null.top_share is not None and null.relative_variance is not None:
-        found["top_share_z"] = z_score(columns["top_share"], null.top_share)
-        found["relative_variance_percentile"] = percentile(columns["relative_variance"], null.relative_variance)
-    return found
+        scores["top_share_z"] = z_score(columns["top_share"], null.top_share)
+        scores["relative_variance_percentile"] = percentile(columns["relative_variance"], null.relative_variance)
+    return scores
 
 
 def _located(
@@ -302,12 +320,13 @@ def _null(
         return null_draws(products, eigenvalues=eigenvalues)
     with ThreadPoolExecutor(threads) as pool:
         pieces = list(pool.map(null_draws, _pieces(products, threads)))
-    return NullDraws(*(np.concatenate([getattr(piece, each.name) for piece in pieces]) for each in fields(NullDraws)))
+    names = [field.name for field in fields(NullDraws)]
+    return NullDraws(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in names))
 
 
 def _pieces(products: HeadProducts, count: int) -> list[HeadProducts]:
     """Return the same products (n, d_head, d_head) in `count` parts of about n / count."""
-    split = (np.array_split(each, count) for each in (products.cross, products.gram_q, products.gram_k))
+    split = (np.array_split(stack, count) for stack in (products.cross, products.gram_q, products.gram_k))
     return [HeadProducts(cross, q, k, products.d_model) for cross, q, k in zip(*split, strict=True)]
 
 
@@ -324,8 +343,22 @@ def qk_table(
 ) -> pd.DataFrame:
     """Return the spectrum table of a checkpoint, one row per head and distance, as `qkrepro spectrum` gives it.
 
-    text: a file of text; localization is then in the covariance of the increments of its tokens in the model, and of
-    CLIP the text tower alone is given. Other arguments, columns and errors as in `spectrum_table` and `qk_weights`.
+    Parameters
+    ----------
+    path, layers
+        As for `qk_weights`.
+    distances, fold_norm, moments_only, draws, seed
+        As for `spectrum_table`.
+    text
+        A file of text: localization is then in the covariance of the increments of its tokens in the model, and of
+        CLIP the text tower alone is given.
+
+    Returns
+    -------
+    DataFrame
+        One row per head and distance.
+
+    Raises as `spectrum_table` and `qk_weights` do.
     """
 
     covariances = None
@@ -335,7 +368,7 @@ def qk_table(
         covariances = increment_covariances(path, Path(text))
     read = qk_layers(path, layers)
     return spectrum_table(
-        (each for each in read if covariances is None or (each.part, each.layer) in covariances),
+        (layer for layer in read if covariances is None or (layer.part, layer.layer) in covariances),
         distances=distances,
         fold_norm=fold_norm,
         moments_only=moments_only,

@@ -5,11 +5,13 @@ way: after the preceding normalisation, as the head reads them. Source: book, "S
 covariance of the increments).
 """
 
+from __future__ import annotations
+
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +21,20 @@ from qkrepro.errors import ArgumentError, CheckpointError
 from qkrepro.models.checkpoint import Tower, local_model, open_towers
 from qkrepro.models.weight_files import one_line
 
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float64
+
 WITHOUT_TEXT = ("vit", "clip_vision_model")
-LONGEST = 512  # tokens a window
+LONGEST = 512  # tokens of a window
 
 
-def covariance(tokens: Sequence[Tensor]) -> Tensor:
+def covariance(tokens: Sequence[Tensor]) -> Float64[Tensor, "d d"]:
     """Return the covariance (d, d), float64, of all tokens of several windows (T, d) about their common mean."""
     pooled = torch.cat(list(tokens)).double()
     return torch.cov(pooled.mT, correction=0)
 
 
-def increment_second_moment(tokens: Sequence[Tensor]) -> Tensor:
+def increment_second_moment(tokens: Sequence[Tensor]) -> Float64[Tensor, "d d"]:
     """Return the mean of ε εᵀ, (d, d) float64, over the increments ε within windows (T, d): Σ of a walk, mean 0."""
     steps = torch.cat([window.double().diff(dim=0) for window in tokens])
     moment: Tensor = steps.mT @ steps / len(steps)
@@ -118,7 +123,7 @@ def _windows(folder: Path, network: Any, content: str) -> list[Tensor]:
 def _inputs(
     network: nn.Module, run: Callable[[Tensor], object], windows: list[Tensor], tower: Tower
 ) -> dict[int, list[Tensor]]:
-    """Return what the query projection of each layer reads, layer to one (T, d_model) a window."""
+    """Return what the query projection of each layer reads, layer to one (T, d_model) per window."""
     before, after = (re.escape(piece) for piece in tower.naming.query.split("{layer}"))
     pattern = re.compile(rf"(?:.*\.)?{before}(\d+){after}")
     seen: dict[int, list[Tensor]] = {layer: [] for layer in range(tower.sizes.layers)}

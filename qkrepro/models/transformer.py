@@ -6,16 +6,21 @@ and feed-forward output, biases on all projections, logits divided by √d_head.
 `torch.nn.TransformerEncoderLayer` under a causal mask.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_integer, check_number
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Attention(nn.Module):
     """Causal multi-head self-attention with separate projections."""
 
     def __init__(self, d_model: int, heads: int) -> None:
-        """Four d_model × d_model projections with biases."""
+        """Make four d_model × d_model projections with biases."""
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(d_model, d_model)
@@ -80,14 +85,14 @@ class Attention(nn.Module):
         self.value = nn.Linear(d_model, d_model)
         self.out = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens (batch, length, d_model) to their mixtures, the same shape."""
+    def forward(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch length d_model"]:
+        """Return the mixtures of the tokens, (batch, length, d_model) both."""
         q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (batch, heads, length, d_head)
         mixed = mixed.transpose(1, 2).flatten(2)  # (batch, length, d_model)
         return self.out(mixed)  # type: ignore[no-any-return]
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch heads length length"]:
         """Return the unmasked logits (batch, heads, length, length), query by key, divided by √d_head."""
         q, k = self._split(self.query(x)), self._split(self.key(x))
         return q @ k.mT / math.sqrt(q.shape[-1])
@@ -100,7 +105,7 @@ class Layer(nn.Module):
     """One decoder layer: attention, then feed-forward, each with dropout, residual sum and LayerNorm."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Sizes, dropout and place of the LayerNorm from the configuration."""
+        """Take sizes, dropout and the place of the LayerNorm from the configuration."""
         super().__init__()
         self.pre = config.norm == "pre"
         self.attention = Attention(config.d_model, config.heads)
@@ -110,15 +115,15 @@ class Layer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens in, tokens out: (batch, length, d_model)."""
+    def forward(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch length d_model"]:
+        """Return the tokens after the layer, (batch, length, d_model) both."""
         if self.pre:
             x = x + self.dropout(self.attention(self.attention_norm(x)))
             return x + self.dropout(self._feedforward(self.feedforward_norm(x)))  # type: ignore[no-any-return]
         x = self.attention_norm(x + self.dropout(self.attention(x)))
         return self.feedforward_norm(x + self.dropout(self._feedforward(x)))  # type: ignore[no-any-return]
 
-    def trace(self, x: Tensor) -> LayerTrace:
+    def trace(self, x: Float[Tensor, "batch length d_model"]) -> LayerTrace:
         """Return the layer's tokens, logits and attention."""
         inputs = self.attention_norm(x) if self.pre else x
         logits = self.attention.logits(inputs)
@@ -154,18 +159,17 @@ class LanguageModel(nn.Module):
         self.to(dtype)
         self._initialise(generator)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocabulary"]:
         """Return the logits over the vocabulary, (batch, length, vocabulary).
 
         tokens: (batch, length), int64.
         """
         return F.linear(self.hidden(tokens), self.embedding.weight)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def hidden(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length d_model"]:
         """Return the tokens that meet the output embedding, (batch, length, d_model).
 
         tokens: token numbers, (batch, length), int64.
-
         Raises ShapeError when tokens are not (batch, length) with 1 <= length <= max_length.
         """
         x = self._embed(tokens)
@@ -173,7 +177,7 @@ class LanguageModel(nn.Module):
             x = layer(x)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
-    def trace(self, tokens: Tensor) -> list[LayerTrace]:
+    def trace(self, tokens: Int[Tensor, "batch length"]) -> list[LayerTrace]:
         """Return one LayerTrace per layer, for tokens (batch, length): attention, logits, input and output tokens.
 
         Memory grows as batch × heads × length²; call it under `torch.no_grad()` and `eval()` to measure.
@@ -186,13 +190,13 @@ class LanguageModel(nn.Module):
         return traces
 
     def qk_weights(self) -> list[QKWeights]:
-        """Query and key weights and biases of every head, as views (gradients and in-place writes reach the model)."""
-        found: list[QKWeights] = []
+        """Return the query and key weights and biases of every head, as views that gradients and writes reach."""
+        weights: list[QKWeights] = []
         for number, layer in enumerate(self._layers()):
             q, k = layer.attention.query, layer.attention.key
             per_head = [torch.chunk(p, self.config.heads) for p in (q.weight, k.weight, q.bias, k.bias)]
-            found += [QKWeights(number, head, *parts) for head, parts in enumerate(zip(*per_head, strict=True))]
-        return found
+            weights += [QKWeights(number, head, *parts) for head, parts in enumerate(zip(*per_head, strict=True))]
+        return weights
 
     def _layers(self) -> Iterator[Layer]:
         for layer in self.layers:
@@ -216,10 +220,8 @@ class LanguageModel(nn.Module):
                 module.bias.zero_()
 
 
-def sinusoids(length: int, d_model: int) -> Tensor:
-    """Return the sinusoidal positions (length, d_model), float32.
-
-    Sines, then cosines, of d_model/2 frequencies from 1 to 1/10000.
+def sinusoids(length: int, d_model: int) -> Float[Tensor, "length d_model"]:
+    """Return the sinusoidal positions, (length, d_model): sines, then cosines, of frequencies from 1 to 1/10000.
 
     Source: Vaswani et al. 2017, arXiv 1706.03762, in fairseq's arrangement.
     """

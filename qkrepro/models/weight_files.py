@@ -80,7 +80,7 @@ class SafetensorsFile:
         return tensor
 
     def array(self, name: str) -> NDArray[Any]:
-        """As `read`, for NumPy, which does not know bfloat16: that becomes float32, exactly."""
+        """Return the tensor as a NumPy array, in the file's own precision; bfloat16 becomes float32, exactly."""
         entry = self.entries[name]
         if entry.dtype != "BF16":
             data = self._bytes(name)
@@ -167,10 +167,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a folder; the configuration in run.json for a run of `qkrepro train`.
-
-    It is empty where there is neither.
-    """
+    """Return config.json of a folder, or the configuration of a run of `qkrepro train`; empty without either."""
     if (folder / "config.json").exists():
         return read_json(folder / "config.json")
     run = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
@@ -179,9 +176,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Return the checked header of a safetensors file.
-
-    Every tensor lies inside the file, and they fill it without gaps.
+    """Return the checked header of a safetensors file: every tensor lies inside the file, and they leave no gaps.
 
     Raises CheckpointError naming what is wrong: a header longer than the file or the format's limit, not a JSON
     object, a name twice, an unknown dtype, a shape that does not fit its bytes, overlaps, gaps, bytes left over.
@@ -262,9 +257,9 @@ def _weights_of_folder(folder: Path) -> Path:
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{folder}: an unmerged adapter (adapter_config.json); merge it into its model first")
     for name in WEIGHT_FILES:
-        for found in (folder / f"{name}.index.json", folder / name):
-            if found.exists():
-                return found
+        for path in (folder / f"{name}.index.json", folder / name):
+            if path.exists():
+                return path
         others = [path for path in sorted(folder.glob(f"*{Path(name).suffix}")) if path.name != "training_args.bin"]
         if len(others) > 1:
             listed = ", ".join(path.name for path in others[:5])
@@ -343,7 +338,7 @@ class TorchFile:
         return self.tensors[name].detach().clone()
 
     def array(self, name: str) -> NDArray[Any]:
-        """As `read`, for NumPy: bfloat16 becomes float32."""
+        """Return the tensor as a NumPy array, in the file's own precision; bfloat16 becomes float32, exactly."""
         tensor = self.read(name)
         return np.asarray(tensor.float() if self.dtype(name) == "bfloat16" else tensor)
 

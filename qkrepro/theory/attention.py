@@ -27,10 +27,7 @@ class GradientMass(NamedTuple):
 
 
 def causal_mask(length: int) -> Bool[Tensor, "length length"]:
-    """Return the lower-triangular (length, length) mask.
-
-    Query t (row) sees keys 1 … t (columns). Raises for length < 1.
-    """
+    """Return the (length, length) mask by which query t (row) sees keys 1 … t (columns). Raises for length < 1."""
     check_integer("length", length, at_least=1)
     return torch.ones(length, length, dtype=torch.bool).tril()
 
@@ -38,9 +35,7 @@ def causal_mask(length: int) -> Bool[Tensor, "length length"]:
 def attention_logits(
     tokens: Float[Tensor, "*batch T d"], w: Float[Tensor, "*weights d d"]
 ) -> Float64[Tensor, "... T T"]:
-    """Return the logits ω[t, i] = x_tᵀ W x_i of every query t (row) and key i (column).
-
-    Row T is the setting of the theory.
+    """Return the logits ω[t, i] = x_tᵀ W x_i of every query t (row) and key i (column); the theory's are row T.
 
     tokens: (..., T, d); w: W_QK, (d, d) or (..., d, d), as `qk_matrix` returns it.
     Returns float64, (..., T, T), unmasked, not divided by λ.
@@ -55,7 +50,7 @@ def attention_logits(
 
 
 def softmax_attention(
-    logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Tensor | None = None
+    logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Bool[Tensor, "*visible T"] | None = None
 ) -> Float64[Tensor, "*batch T"]:
     """Return the softmax of logits / temperature over the visible keys; hidden ones get 0.
 
@@ -67,7 +62,7 @@ def softmax_attention(
 
 
 def piecewise_linear_attention(
-    logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Tensor | None = None
+    logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Bool[Tensor, "*visible T"] | None = None
 ) -> Float64[Tensor, "*batch T"]:
     """Return the softmax to first order around equal logits, clipped: S_i = clip(1/T + (ω_i − ω̄)/(λT), 0, 1).
 
@@ -80,14 +75,12 @@ def piecewise_linear_attention(
 
 
 def saturation(
-    logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Tensor | None = None
+    logits: Float[Tensor, "*batch T"], temperature: float = 1.0, *, mask: Bool[Tensor, "*visible T"] | None = None
 ) -> Int8[Tensor, "*batch T"]:
-    """Return where the linearisation is clipped.
+    """Return where the linearisation is clipped: −1 below (ω_i − ω̄ <= −λ), +1 above (>= λ(T − 1)), 0 in between.
 
-    −1 below (ω_i − ω̄ <= −λ), +1 above (>= λ(T − 1)), 0 where gradient passes.
-
-    A key that is alone (T = 1) counts as +1, a hidden key as −1: neither passes gradient. Returns int8, (..., T).
-    The thresholds are the linearisation's; the true softmax saturates near λ log T. Raises as `softmax_attention`.
+    Gradient passes where it is 0. A key that is alone (T = 1) counts as +1, a hidden key as −1. The thresholds are the
+    linearisation's; the true softmax saturates near λ log T. Returns int8, (..., T). Raises as `softmax_attention`.
     """
     centred, count, visible = _centred(logits, temperature, mask)
     low = (centred <= -temperature) | ~visible
@@ -107,7 +100,7 @@ def attention_entropy(attention: Float[Tensor, "*batch T"]) -> Float64[Tensor, "
     return surprise.sum(-1)
 
 
-def softmax_gradient_mass(attention: Tensor) -> GradientMass:
+def softmax_gradient_mass(attention: Float[Tensor, "*batch T"]) -> GradientMass:
     """Return A_i(1 − A_i) per site, and in total 1 − ΣA_i².
 
     attention: (..., T), rows that are probabilities. Returns float64 `site` (..., T) and `total` (...).

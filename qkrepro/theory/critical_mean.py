@@ -1,52 +1,38 @@
 """How large the mean of a spectrum without variance must be: tokens at equal angles, in closed form at every length.
 
 T unit tokens of pairwise cosine ϱ (a simplex) and W = (ξ/d) I stay a simplex in every layer of full attention, so a
-layer is a map of ϱ. scaled_mean is ξ/λ, similarity is ϱ in [0, 1); everything is float64, entropies are in nats.
+layer is a map of ϱ. scaled_mean is ξ/λ, similarity is ϱ in [0, 1); everything is float64.
 Source: book, "Theory: how large the mean must be"; Chen, Lin, Polyanskiy and Rigollet 2025 (arXiv 2510.05554).
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qkrepro.errors import ArgumentError, check_finite, check_integer, check_number
 
-
-def simplex_tokens(length: int, similarity: float) -> Tensor:
-    """Return T unit tokens with pairwise cosine ϱ, float64, (T, T): the rows of a root of their Gram matrix.
-
-    Raises ArgumentError for T < 2 or a similarity outside [0, 1).
-    """
-    _check(length, similarity)
-    across = math.sqrt(1 - similarity)
-    along = math.sqrt(1 + (length - 1) * similarity)
-    ones = torch.full((length, length), 1 / length, dtype=torch.float64)
-    return across * (torch.eye(length, dtype=torch.float64) - ones) + along * ones
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 
-def own_weight(length: int, similarity: float, scaled_mean: Tensor | float) -> Tensor:
-    """Weight of each token on itself, a = E/(E + T − 1) with E = e^{(1 − ϱ)ξ/λ}.
+def own_weight(
+    length: int, similarity: float, scaled_mean: Float[Tensor, "*shape"] | float
+) -> Float64[Tensor, "*shape"]:
+    """Return the weight of each token on itself, a = E/(E + T − 1) with E = e^{(1 − ϱ)ξ/λ}.
 
     scaled_mean: finite, any shape. Returns float64 of that shape. Raises ArgumentError for T < 2 or ϱ outside [0, 1).
     """
     return torch.sigmoid(_gap(length, similarity, scaled_mean) - math.log(length - 1))
 
 
-def simplex_entropy(length: int, similarity: float, scaled_mean: Tensor | float) -> Tensor:
-    """Entropy of each row in nats: a weight a on the token itself and the rest evenly on the other T − 1.
-
-    Arguments, shape and errors as `own_weight`.
-    """
-    logit = _gap(length, similarity, scaled_mean) - math.log(length - 1)
-    own, others = torch.sigmoid(logit), torch.sigmoid(-logit)
-    log_own, log_others = torch.nn.functional.logsigmoid(logit), torch.nn.functional.logsigmoid(-logit)
-    entropy: Tensor = -own * log_own - others * (log_others - math.log(length - 1))
-    return entropy
-
-
-def own_advantage(length: int, similarity: float, scaled_mean: Tensor | float) -> Tensor:
-    """By how much a token's weight on itself exceeds its weight on another one, g = (E − 1)/(E + T − 1).
+def own_advantage(
+    length: int, similarity: float, scaled_mean: Float[Tensor, "*shape"] | float
+) -> Float64[Tensor, "*shape"]:
+    """Return by how much a token's weight on itself exceeds its weight on another one, g = (E − 1)/(E + T − 1).
 
     Arguments, shape and errors as `own_weight`. Negative for a negative mean.
     """
@@ -59,13 +45,32 @@ def own_advantage(length: int, similarity: float, scaled_mean: Tensor | float) -
 
 def simplex_layers(
     length: int, similarity: float, scaled_mean: float, layers: int, *, residual: bool = False
-) -> Tensor:
-    """Pairwise cosine of the tokens after 0 … L layers of full attention and normalisation, exact at every length.
+) -> Float64[Tensor, " depths"]:
+    """Return the pairwise cosine of the tokens after 0 … L layers of full attention and normalisation, at every length.
 
     With z = 1/T + ϱ/(1 − ϱ) and the own advantage g, a layer maps z to z/g², and to 2z/(1 + g²) with a residual
-    connection through an independent value matrix of many dimensions. A mean of zero makes all tokens equal at once.
-    Returns float64, (layers + 1,). Raises ArgumentError for T < 2, ϱ outside [0, 1), a mean that is not finite, or
-    layers < 1. Source: book, layers of a simplex (ours).
+    connection. A mean of zero makes all tokens equal at once.
+
+    Parameters
+    ----------
+    length, similarity, scaled_mean
+        T >= 2, ϱ of the input in [0, 1), and ξ/λ, finite.
+    layers
+        L >= 1.
+    residual
+        Add each layer's input to its output, through an independent value matrix of many dimensions.
+
+    Returns
+    -------
+    Tensor
+        Cosines, float64, (layers + 1,), the input first.
+
+    Raises
+    ------
+    ArgumentError
+        A value out of range.
+
+    Source: book, layers of a simplex (ours).
     """
     _check(length, similarity)
     check_number("scaled_mean", scaled_mean)
@@ -87,7 +92,7 @@ def simplex_layers(
 
 
 def critical_mean(length: int, similarity: float) -> float:
-    """Scaled mean at which a token gives exactly half of its weight to itself, log(T − 1)/(1 − ϱ).
+    """Return the scaled mean at which a token gives exactly half of its weight to itself, log(T − 1)/(1 − ϱ).
 
     Raises ArgumentError for T < 3 or a similarity outside [0, 1).
     """
@@ -96,11 +101,13 @@ def critical_mean(length: int, similarity: float) -> float:
     return math.log(length - 1) / (1 - similarity)
 
 
-def cosine_limit(growth: Tensor | float, similarity: float) -> Tensor:
-    """Cosine after one layer as T → ∞ with ξ/λ = growth · log T: 1, 4ϱ/(1 + 3ϱ) or ϱ below, at or above 1/(1 − ϱ).
+def cosine_limit(growth: Float[Tensor, "*shape"] | float, similarity: float) -> Float64[Tensor, "*shape"]:
+    """Return the cosine after one layer as T → ∞ with ξ/λ = growth · log T.
+
+    It is 1, 4ϱ/(1 + 3ϱ) or ϱ for a growth below, at or above 1/(1 − ϱ).
 
     growth: finite, any shape. similarity: in (0, 1). Returns float64. Raises ArgumentError for another similarity; for
-    independent tokens (ϱ = 0) the limit depends on the depth, see `independent_exponent`.
+    independent tokens (ϱ = 0) the limit depends on the depth.
     """
     check_number("similarity", similarity, above=0)
     _check(2, similarity)
@@ -111,19 +118,6 @@ def cosine_limit(growth: Tensor | float, similarity: float) -> Tensor:
     return torch.where(side < 0, below, torch.where(side > 0, torch.full_like(values, similarity), at))
 
 
-def independent_exponent(growth: float, layers: int) -> float:
-    """Exponent e with odds of the cosine ≈ T^e after these layers, for tokens at right angles and 0 < growth < 1.
-
-    e = 2L(1 − growth) − 1: the cosine tends to 0 where it is negative, growth > 1 − 1/(2L), and to 1 where positive.
-    Raises ArgumentError for growth outside (0, 1) or layers < 1.
-    """
-    check_number("growth", growth, above=0)
-    if growth >= 1:
-        raise ArgumentError(f"growth must lie between 0 and 1, both excluded, got {growth!r}")
-    check_integer("layers", layers, at_least=1)
-    return 2 * layers * (1 - growth) - 1
-
-
 def _check(length: int, similarity: float) -> None:
     check_integer("length", length, at_least=2)
     check_number("similarity", similarity, at_least=0)
@@ -132,7 +126,7 @@ def _check(length: int, similarity: float) -> None:
 
 
 def _gap(length: int, similarity: float, scaled_mean: Tensor | float) -> Tensor:
-    """(1 − ϱ)ξ/λ, by how much the own logit exceeds another one."""
+    """Return (1 − ϱ)ξ/λ, by how much the own logit exceeds another one."""
     _check(length, similarity)
     values = torch.as_tensor(scaled_mean, dtype=torch.float64)
     check_finite("scaled_mean", values)

@@ -74,7 +74,7 @@ class Stack:
 
     @property
     def entropy_scale(self) -> float:
-        """Entropy of uniform attention, in nats: log T, and log(0.75 T) over the last half of causal queries."""
+        """Return the entropy of uniform attention, in nats: log T, and log(0.75 T) over the last half when causal."""
         return math.log(0.75 * self.length) if self.causal else math.log(self.length)
 
     def draw_input(self, generator: Generator) -> Float64[Tensor, "T d"]:
@@ -95,14 +95,31 @@ def depth_experiment(
 
     Tokens, eigenvectors, the sample of eigenvalues and W_V depend on the seed and the layer alone, so differences
     between spectra are paired by seed, and a seed's rows do not depend on which other seeds or spectra are run.
-    measure_at: the layers to measure (0 is the input and always among them), None for all.
-    measures: which of MEASURES to take of the tokens, beside the residual.
 
-    Returns one row per (seed, spectrum, layer), tidy: tokens, mean_scaled (ξ/λ), dispersion (√(d σ²)/λ), seed, layer,
-    residual (Frobenius), residual_ratio (to the input's own), input_residual, residual_l1_linf (at the mean token),
-    cosine_similarity, stable_rank, entropy (nats; attention of this layer, mean over queries, the last half of them
-    when causal) and entropy_ratio (to that of uniform attention); both are NaN for the input.
-    Raises ArgumentError for no spectra, no seeds, a negative spread or a layer that the stack has not.
+    Parameters
+    ----------
+    spectra, stack
+        Of W_QK, at least one, and what they are stacked in.
+    seeds
+        At least one.
+    measure_at
+        Layers to measure, 0 (the input) always among them; None for all.
+    measures
+        Which of MEASURES to take of the tokens, beside the residual.
+
+    Returns
+    -------
+    DataFrame
+        One row per (seed, spectrum, layer), tidy: tokens, mean_scaled (ξ/λ), dispersion (√(d σ²)/λ), seed, layer,
+        residual (Frobenius), residual_ratio (to the input's own), input_residual, residual_l1_linf (at the mean
+        token), cosine_similarity, stable_rank, entropy (nats; attention of this layer, mean over queries, the last
+        half of them when causal) and entropy_ratio (to that of uniform attention); both are NaN for the input.
+
+    Raises
+    ------
+    ArgumentError
+        No spectra, no seeds, a negative spread or a layer that the stack does not have.
+
     Source: theory, "Rank collapse" and "Both at once" (claims: paper; experiment: ours).
     """
     seed_list = list(seeds)
@@ -136,10 +153,7 @@ def layer_entropy(attention: Float[Tensor, "*batch T T"], *, causal: bool = True
 
 
 def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> Float64[Tensor, "spectra T T"]:
-    """Return the attention of the first layer of `depth_experiment`, for looking at.
-
-    It is (S, T, T) float64, one entry per spectrum.
-    """
+    """Return the attention of the first layer of `depth_experiment`, (S, T, T), for looking at."""
     generator = Generator().manual_seed(seed)
     x = stack.draw_input(generator)
     return _attention(x.expand(len(spectra), -1, -1), spectra, stack, generator)
@@ -175,10 +189,7 @@ def _measured(x: Tensor, measures: Sequence[str]) -> dict[str, Any]:
 
 
 def _attention(x: Tensor, spectra: Sequence[Spectrum], stack: Stack, generator: Generator) -> Tensor:
-    """Return the attention (S, T, T) of tokens (S, T, d).
-
-    One draw of eigenvectors and standardised eigenvalues serves all S.
-    """
+    """Return the attention (S, T, T) of tokens (S, T, d); one draw of eigenvectors and eigenvalues serves all S."""
     unit = random_spectrum_matrix(stack.dim, 0.0, 1.0, symmetric=stack.symmetric, generator=generator)  # (d, d)
     traces, spreads = torch.tensor(spectra, dtype=torch.float64).T[..., None, None]  # (S, 1, 1) each
     eye = torch.eye(stack.dim, dtype=torch.float64)

@@ -5,14 +5,19 @@ softmax of (ξ/λ) C; with a residual connection C ← normalise(C + A C Aᵀ). 
 Source: book, "Theory: how large the mean must be" (ours).
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from qkrepro.errors import ArgumentError, ShapeError, check_finite, check_integer, check_number
 from qkrepro.theory.attention import causal_mask, softmax_attention
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 
 class DepthLimit(NamedTuple):
@@ -22,16 +27,16 @@ class DepthLimit(NamedTuple):
     attention: Tensor  # (layers, T, T)
 
 
-def walk_cosines(length: int) -> Tensor:
-    """Cosines of a random walk of many dimensions, √(min(s, t)/max(s, t)); float64, (T, T). Raises for T < 2."""
+def walk_cosines(length: int) -> Float64[Tensor, "T T"]:
+    """Return the cosines of a random walk of many dimensions, √(min(s, t)/max(s, t)); (T, T). Raises for T < 2."""
     check_integer("length", length, at_least=2)
     position = torch.arange(1, length + 1, dtype=torch.float64)
     ratio: Tensor = torch.minimum(position, position[:, None]) / torch.maximum(position, position[:, None])
     return ratio.sqrt()
 
 
-def ar1_cosines(length: int, coefficient: float) -> Tensor:
-    """Cosines φ^|s − t| of a stationary autoregression of many dimensions; float64, (T, T).
+def ar1_cosines(length: int, coefficient: float) -> Float64[Tensor, "T T"]:
+    """Return the cosines φ^|s − t| of a stationary autoregression of many dimensions; float64, (T, T).
 
     coefficient: φ in [0, 1); 0 gives independent tokens, the identity. Raises ArgumentError for another φ or T < 2.
     """
@@ -45,7 +50,7 @@ def ar1_cosines(length: int, coefficient: float) -> Tensor:
 
 
 def depth_limit(
-    cosines: Tensor,
+    cosines: Float[Tensor, "T T"],
     scaled_mean: float,
     layers: int,
     *,
@@ -56,19 +61,43 @@ def depth_limit(
 ) -> DepthLimit:
     """Follow the cosines of the tokens through L layers of attention and LayerNorm as d → ∞.
 
-    cosines: (T, T), symmetric with a unit diagonal, not negative. scaled_mean: ξ/λ, the same in every layer.
-    dispersion: √(dσ²)/λ >= 0; when positive the logits gain a Gaussian matrix, drawn anew in every layer with
-    `generator`, and the recursion is random. residual: add each layer's input to its output. causal: mask later keys.
-    Returns float64 cosines (layers + 1, T, T) and attention (layers, T, T).
-    Raises ShapeError for a matrix that is not square, ArgumentError for one that holds no cosines, a dispersion without
-    a generator, or layers < 1. Source: book, limit of many dimensions (ours).
+    Parameters
+    ----------
+    cosines
+        Of the input, (T, T): symmetric with a unit diagonal, not negative.
+    scaled_mean
+        ξ/λ, the same in every layer.
+    layers
+        L >= 1.
+    dispersion
+        √(dσ²)/λ >= 0. When positive, the logits gain a Gaussian matrix, drawn anew in every layer with `generator`.
+    residual
+        Add each layer's input to its output.
+    causal
+        Mask later keys.
+    generator
+        Source of the draws; a positive dispersion needs it.
+
+    Returns
+    -------
+    DepthLimit
+        Float64 cosines (layers + 1, T, T) and attention (layers, T, T).
+
+    Raises
+    ------
+    ShapeError
+        A matrix that is not square.
+    ArgumentError
+        A matrix that holds no cosines, a dispersion without a generator, a value out of range.
+
+    Source: book, limit of many dimensions (ours).
     """
     current = _checked_cosines(cosines)
     check_number("scaled_mean", scaled_mean)
     check_integer("layers", layers, at_least=1)
     check_number("dispersion", dispersion, at_least=0)
     if dispersion > 0 and generator is None:
-        raise ArgumentError("generator is missing; a positive dispersion draws logits and needs one")
+        raise ArgumentError("generator must be given with a positive dispersion, which draws logits, got None")
     mask = causal_mask(len(current)) if causal else None
     all_cosines, all_attention = [current], []
     for _ in range(layers):
@@ -85,7 +114,7 @@ def depth_limit(
     return DepthLimit(torch.stack(all_cosines), torch.stack(all_attention))
 
 
-def dispersed_logits(cosines: Tensor, generator: Generator | None) -> Tensor:
+def dispersed_logits(cosines: Float[Tensor, "T T"], generator: Generator | None) -> Float64[Tensor, "T T"]:
     """Draw the logits of a symmetric W of trace zero and unit dispersion as d → ∞: symmetric Gaussian, (T, T).
 
     Their covariance is E[G_ti G_sj] = C_ts C_ij + C_tj C_is. cosines: (T, T). Returns float64.
@@ -98,31 +127,33 @@ def dispersed_logits(cosines: Tensor, generator: Generator | None) -> Tensor:
     return logits
 
 
-def cosine_residual(cosines: Tensor) -> Tensor:
-    """Residual to rank one of tokens of equal norm with these cosines, √(1 − mean cosine); (..., T, T) to (...)."""
+def cosine_residual(cosines: Float[Tensor, "*batch T T"]) -> Float64[Tensor, "*batch"]:
+    """Return the residual to rank one of tokens of equal norm with these cosines, √(1 − mean cosine); (...)."""
     return (1 - cosines.double().mean((-2, -1))).clamp(min=0).sqrt()
 
 
-def contraction_bound(scaled_mean: float, length: int, layers: int, *, residual: bool = False) -> float:
-    """Upper bound on 1 − min_t C_t1 after these layers, from cosines that are not negative and causal attention.
-
-    (1 − e^{−|ξ|/λ}/T)^L, and with a residual connection (1 − e^{−|ξ|/λ}/(2T))^L. Raises for T < 2 or layers < 1.
-    Source: book, collapse of the limit (ours).
-    """
-    check_number("scaled_mean", scaled_mean)
-    check_integer("length", length, at_least=2)
-    check_integer("layers", layers, at_least=1)
-    weight = math.exp(-abs(scaled_mean)) / length
-    return (1 - weight / (2 if residual else 1)) ** layers
-
-
 def smallest_mean(
-    cosines: Tensor, layers: int, *, kept: float = 0.5, residual: bool = False, largest: float = 1024.0
+    cosines: Float[Tensor, "T T"], layers: int, *, kept: float = 0.5, residual: bool = False, largest: float = 1024.0
 ) -> float:
-    """Smallest positive scaled mean that keeps this share of the input's residual after these layers, by bisection.
+    """Find the smallest positive scaled mean that keeps this share of the input's residual, by bisection.
 
-    cosines: (T, T). kept: between 0 and 1. Returns 0 when uniform attention keeps it, infinity when `largest` does not.
-    Assumes that the residual grows with the mean, as it does for the tokens of this book. Raises as `depth_limit`.
+    Assumes that the residual grows with the mean, as it does for the tokens of this book.
+
+    Parameters
+    ----------
+    cosines, layers, residual
+        As for `depth_limit`.
+    kept
+        Share of the residual to be left after these layers, between 0 and 1.
+    largest
+        Largest mean to try.
+
+    Returns
+    -------
+    float
+        ξ/λ: 0 when uniform attention keeps the share, infinity when `largest` does not.
+
+    Raises as `depth_limit` does.
     """
     target = kept * float(cosine_residual(_checked_cosines(cosines)))
 
@@ -141,27 +172,9 @@ def smallest_mean(
     return high
 
 
-def uniform_residual(layers: int) -> Tensor:
-    """Residual of a long walk after 0 … L layers of uniform causal attention, d → ∞ first and T → ∞ after.
-
-    r² = 1 − I_{ℓ+1}/I_ℓ with I_ℓ = ∫ dω/((¼ + ω²)(1 + ω²)^ℓ): it falls like 1/√(2ℓ), not exponentially.
-    Returns float64, (layers + 1,). Raises ArgumentError for layers < 1. Source: book, long walks in log-time (ours).
-    """
-    check_integer("layers", layers, at_least=1)
-    # I_{ℓ+1} = (4/3)(I_ℓ − J_{ℓ+1}), J_n = √π Γ(n − ½)/Γ(n), loses digits; the substitution ω = tan x does not
-    x = torch.linspace(-math.pi / 2, math.pi / 2, 4096 * 4 + 1, dtype=torch.float64)[1:-1]
-    square = torch.cos(x).square()
-    weight = 1 / (0.25 * square + torch.sin(x).square())
-    powers = torch.arange(layers + 2, dtype=torch.float64)[:, None]
-    integrals = (weight * square**powers).sum(-1)  # (layers + 2,), up to the step
-    ends = torch.where(powers[:, 0] == 0, torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
-    integrals = integrals + ends  # the two half end points, where cos is 0 and the weight 1
-    return (1 - integrals[1:] / integrals[:-1]).sqrt()
-
-
 def _checked_cosines(cosines: Tensor) -> Tensor:
     if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
-        raise ShapeError(f"cosines has shape {tuple(cosines.shape)}; allowed: (T, T) with T >= 2")
+        raise ShapeError(f"cosines must have shape (T, T) with T >= 2, got {tuple(cosines.shape)}")
     check_finite("cosines", cosines)
     values = cosines.double()
     if not torch.allclose(values.diagonal(), torch.ones(len(values), dtype=torch.float64), atol=1e-9):

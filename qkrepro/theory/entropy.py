@@ -30,7 +30,7 @@ BOUND_KINDS: tuple[BoundKind, ...] = ("zhai", "centred", "logits")
 SMALL = 1e-2  # |ξ̂| below which the series of log Z − ξ̂ (log Z)′ is used; its next term is of order ξ̂³/135
 
 
-def entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Tensor:
+def entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Float64[Tensor, "*shape"]:
     """Return the least entropy of a softmax over T keys whose centred logits over λ have Euclidean norm at most σ̄.
 
     log(1 + (T − 1)β) + σ̄ √(T(T − 1)) β / (1 + (T − 1)β) with β = exp(−σ̄ √(T/(T − 1))): attained by one logit up and
@@ -43,7 +43,7 @@ def entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | i
     return log_entropy_lower_bound(spectral_norm_logits, length).exp()
 
 
-def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Tensor:
+def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Float64[Tensor, "*shape"]:
     """Return the natural logarithm of `entropy_lower_bound`, finite for every σ̄ when T >= 2, −inf for T = 1.
 
     Arguments are the same.
@@ -61,9 +61,7 @@ def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor
 def causal_logit_norms(
     tokens: Float[Tensor, "*batch T d"], w: Float[Tensor, "*weights d d"], *, kind: BoundKind = "zhai"
 ) -> Float64[Tensor, "... T"]:
-    """Return σ̄ λ of every causal row, from what row t sees.
-
-    It sees T = t and its t visible tokens X (x_t the query, x̄ their mean).
+    """Return σ̄ λ of every causal row; row t sees the t tokens X up to its own (x_t the query, x̄ their mean).
 
     kind, from the published bound to the sharpest of this family, each at most the one before:
     "zhai" ‖W‖₂ ‖XXᵀ‖₂; "centred" ‖W‖₂ ‖X − 1x̄ᵀ‖₂ ‖x_t‖; "logits" ‖ω − ω̄‖₂ itself.
@@ -87,34 +85,16 @@ def causal_logit_norms(
     return torch.stack(rows, dim=-1)
 
 
-def causal_entropy_bounds(
-    tokens: Float[Tensor, "*batch T d"],
-    w: Float[Tensor, "*weights d d"],
-    temperature: float = 1.0,
-    *,
-    kind: BoundKind = "zhai",
-    log: bool = False,
-) -> Float64[Tensor, "... T"]:
-    """Return a lower bound on the entropy of every causal row,
-
-    with σ̄ of `causal_logit_norms`, whose arguments it takes.
-
-    temperature: λ > 0. Returns float64 nats, (..., T), the first of each row 0; with log=True the logarithm of it
-    (−inf first). Raises as `causal_logit_norms` does, and ArgumentError for λ <= 0.
-    """
-    check_number("temperature", temperature, above=0)
-    norms = causal_logit_norms(tokens, w, kind=kind)
-    bound = log_entropy_lower_bound(norms / temperature, torch.arange(1, norms.shape[-1] + 1))
-    return bound if log else bound.exp()
-
-
-def entropy_and_bounds(tokens: Tensor, w: Tensor, temperatures: Sequence[float]) -> pd.DataFrame:
+def entropy_and_bounds(
+    tokens: Float[Tensor, "T d"], w: Float[Tensor, "d d"], temperatures: Sequence[float]
+) -> pd.DataFrame:
     """Return the measured causal entropy beside its lower bounds: means over the last half of the queries, in nats.
 
     tokens: (T, d). w: (d, d). temperatures: λ > 0, each.
     Returns one row per temperature: temperature, entropy, one column per kind of `causal_logit_norms`, log10_zhai (the
     common logarithm of the bound, which may be far below what a float holds), and violated (rows where a bound exceeds
-    the entropy by more than rounding). Raises as `causal_entropy_bounds` does.
+    the entropy by more than rounding). Raises as `causal_logit_norms` does, and
+    ArgumentError for λ <= 0.
     """
     length = tokens.shape[-2]
     late = torch.arange(length // 2, length)
@@ -132,7 +112,9 @@ def entropy_and_bounds(tokens: Tensor, w: Tensor, temperatures: Sequence[float])
     return pd.DataFrame(rows)
 
 
-def high_temperature_deficit(moments: SpectrumMoments, length: int, temperature: Tensor | float) -> Tensor:
+def high_temperature_deficit(
+    moments: SpectrumMoments, length: int, temperature: Float[Tensor, "*temperatures"] | float
+) -> Float64[Tensor, "*shape"]:
     """Return the leading order of E[log T − H] for the last query of a raw random walk, as λ → ∞; nats.
 
     (T² − 1)/(24 λ²) · (ξ² + 2‖M‖_F² + tr M²): at a given trace it is least exactly for equal eigenvalues.
@@ -148,15 +130,44 @@ def high_temperature_deficit(moments: SpectrumMoments, length: int, temperature:
 
 
 def extremal_logits(sigma: float, length: int) -> Float64[Tensor, " length"]:
-    """Return the centred logits of Euclidean norm σ̄ with the least entropy.
-
-    One is up, the others are equal; float64, (length,).
-    """
+    """Return the centred logits (T,) of Euclidean norm σ̄ with the least entropy: one is up, the others are equal."""
     check_number("sigma", sigma, at_least=0)
     _, size = _checked_bound(sigma, length)
     logits = torch.full((length,), -1.0 / length, dtype=torch.float64)
     logits[0] += 1
     return logits * sigma * math.sqrt(float(size) / (float(size) - 1)) if length > 1 else torch.zeros(1).double()
+
+
+def geometric_entropy(scaled_mean: Float[Tensor, "*shape"] | float, length: int) -> Float64[Tensor, "*shape"]:
+    """Return the entropy in nats of the last token's attention on a raw walk when T ≪ d, log Z + ξ̂ E[j].
+
+    Attention is then geometric, with ratio e^{−ξ̂} from the last token (j = 0) back. As T → ∞ it stays bounded while
+    log T grows.
+
+    scaled_mean: > 0, any shape. Returns float64, shaped like scaled_mean. Raises ArgumentError for T < 2 or a ξ̂ that
+    is not finite. Source: book, "Theory: entropy and rank", geometric attention.
+    """
+    check_integer("length", length, at_least=2)
+    scaled_mean = _finite("scaled_mean", scaled_mean)
+    short, whole = -torch.expm1(-scaled_mean), -torch.expm1(-scaled_mean * length)  # 1 − e^{−ξ̂}, 1 − e^{−ξ̂T}
+    mean = (-scaled_mean).exp() / short - length * (-scaled_mean * length).exp() / whole  # E[j]
+    entropy: Tensor = (whole / short).log() + scaled_mean * mean
+    return entropy
+
+
+def normalised_walk_deficit(scaled_mean: Float[Tensor, "*shape"] | float) -> Float64[Tensor, "*shape"]:
+    """Return log T − H of the last token's attention on a walk normalised by LayerNorm, d → ∞ first and T → ∞ after.
+
+    H − log T → log Z − ξ̂ (log Z)′ with Z = ∫_0^1 e^{ξ̂√θ} dθ = 2((ξ̂ − 1)e^ξ̂ + 1)/ξ̂². scaled_mean: any finite number or
+    tensor, of either sign. Returns float64 nats, shaped like scaled_mean. It does not grow with the length.
+    """
+    scaled_mean = _finite("scaled_mean", scaled_mean)
+    safe = torch.where(scaled_mean.abs() < SMALL, torch.ones_like(scaled_mean), scaled_mean)
+    tilted = (safe - 1) * safe.exp() + 1  # ξ̂² Z/2, and ξ̂ e^ξ̂ is its derivative
+    log_z = (2 * tilted / safe.square()).log()
+    slope = safe * safe.exp() / tilted - 2 / safe  # (log Z)′
+    series = scaled_mean.square() / 36 - scaled_mean.pow(3) / 405  # Var √θ = 1/18, third cumulant of √θ is −1/135
+    return torch.where(scaled_mean.abs() < SMALL, series, safe * slope - log_z)
 
 
 def _checked_bound(sigma: Tensor | float, length: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -170,53 +181,9 @@ def _checked_bound(sigma: Tensor | float, length: Tensor | int) -> tuple[Tensor,
         shape = np.broadcast_shapes(norm.shape, size.shape)
     except ValueError:
         raise ShapeError(
-            f"spectral_norm_logits has shape {tuple(norm.shape)} and length {tuple(size.shape)}; they must broadcast"
+            f"spectral_norm_logits and length must broadcast, got {tuple(norm.shape)} and {tuple(size.shape)}"
         ) from None
     return norm.broadcast_to(shape), size.to(norm.device, torch.float64).broadcast_to(shape)
-
-
-def geometric_attention(scaled_mean: float, length: int) -> Float64[Tensor, " length"]:
-    """Return the attention of the last token of a raw walk when T ≪ d.
-
-    It is geometric with ratio e^{−ξ̂} from the last token back.
-
-    scaled_mean: any finite number; length: T >= 2 tokens. Returns float64, (T,), positions 1 … T.
-    Raises ArgumentError for another ξ̂ or T. Source: book, "Theory: entropy and rank", geometric attention.
-    """
-    check_integer("length", length, at_least=2)
-    steps = torch.arange(1 - length, 1, dtype=torch.float64)  # (T,), −j for the j-th token from the end
-    weights: Tensor = torch.softmax(_finite("scaled_mean", scaled_mean) * steps, dim=-1)
-    return weights
-
-
-def geometric_entropy(scaled_mean: Any, length: int) -> Tensor:
-    """Return the entropy in nats of `geometric_attention`, in closed form.
-
-    It is log Z + ξ̂ E[j] of the truncated geometric law.
-
-    scaled_mean: > 0, any shape. Returns float64, shaped like scaled_mean. As T → ∞ it stays bounded while log T grows.
-    """
-    check_integer("length", length, at_least=2)
-    scaled_mean = _finite("scaled_mean", scaled_mean)
-    short, whole = -torch.expm1(-scaled_mean), -torch.expm1(-scaled_mean * length)  # 1 − e^{−ξ̂}, 1 − e^{−ξ̂T}
-    mean = (-scaled_mean).exp() / short - length * (-scaled_mean * length).exp() / whole  # E[j]
-    entropy: Tensor = (whole / short).log() + scaled_mean * mean
-    return entropy
-
-
-def normalised_walk_deficit(scaled_mean: Any) -> Tensor:
-    """Return log T − H of the last token's attention on a walk normalised by LayerNorm, d → ∞ first and T → ∞ after.
-
-    H − log T → log Z − ξ̂ (log Z)′ with Z = ∫_0^1 e^{ξ̂√θ} dθ = 2((ξ̂ − 1)e^ξ̂ + 1)/ξ̂². scaled_mean: any finite number or
-    tensor, of either sign. Returns float64 nats, shaped like scaled_mean. It does not grow with the length.
-    """
-    scaled_mean = _finite("scaled_mean", scaled_mean)
-    safe = torch.where(scaled_mean.abs() < SMALL, torch.ones_like(scaled_mean), scaled_mean)
-    tilted = (safe - 1) * safe.exp() + 1  # ξ̂² Z/2, and ξ̂ e^ξ̂ is its derivative
-    log_z = (2 * tilted / safe.square()).log()
-    slope = safe * safe.exp() / tilted - 2 / safe  # (log Z)′
-    series = scaled_mean.square() / 36 - scaled_mean.pow(3) / 405  # Var √θ = 1/18, third cumulant of √θ is −1/135
-    return torch.where(scaled_mean.abs() < SMALL, series, safe * slope - log_z)
 
 
 def _finite(name: str, value: Any) -> Tensor:

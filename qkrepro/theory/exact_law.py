@@ -10,8 +10,11 @@ one is taken:
 Source: book, "Theory: signal propagation", the exact law (ours).
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +22,9 @@ from torch import Tensor
 
 from qkrepro.errors import ArgumentError, ShapeError, check_finite, check_number
 from qkrepro.theory.spectrum import check_square
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 NEGLIGIBLE = 30.0  # shared nodes: tails and truncated integrals stay below e^-30 = 1e-13
 BEND = math.pi / 11  # angle of the contour to the imaginary direction, far out: at 45° a Gaussian factor stops decaying
@@ -34,13 +40,35 @@ class _Core:
     rotated: Tensor | None  # (k, k), M in its left singular basis, where N = diag(singular²); None if M is symmetric
 
 
-def interval_probability(m: Tensor, drift: Tensor, spread: float, lower: float, upper: float) -> Tensor:
+def interval_probability(
+    m: Float[Tensor, "d d"], drift: Float[Tensor, "*shape"], spread: float, lower: float, upper: float
+) -> Float64[Tensor, "*shape"]:
     """Return P(lower < drift·UᵀMU + spread·UᵀMZ < upper) for U, Z ~ N(0, I_d) independent, for many drifts at once.
 
-    m: (d, d), any real square matrix. drift: any shape, finite. spread > 0, lower < upper (infinite is allowed).
     For (X, Y) ~ N(0, [[α, γ], [γ, β]] ⊗ I_d) the bilinear form YᵀMX has this law at drift γ and spread √(αβ − γ²).
-    Returns float64, shaped like drift, of absolute error below 1e-12 (held in tests/theory/test_exact_law.py).
-    Raises ShapeError unless m is square, ArgumentError for non-finite input, spread <= 0 or lower >= upper.
+
+    Parameters
+    ----------
+    m
+        Any real square matrix, (d, d).
+    drift
+        Any shape, finite.
+    spread
+        Finite and > 0.
+    lower, upper
+        Ends of the interval, lower < upper; infinite ones are allowed.
+
+    Returns
+    -------
+    Tensor
+        Float64, shaped like drift, of absolute error below 1e-12.
+
+    Raises
+    ------
+    ShapeError
+        m is not square.
+    ArgumentError
+        Non-finite input, spread <= 0 or lower >= upper.
     """
     check_square("m", m)
     if m.ndim != 2:
@@ -65,7 +93,7 @@ def interval_probability(m: Tensor, drift: Tensor, spread: float, lower: float, 
     return rho.clamp(0, 1).reshape(drift.shape)
 
 
-def weighted_chi_square_tail(weights: Tensor, x: Tensor) -> Tensor:
+def weighted_chi_square_tail(weights: Float64[Tensor, "n k"], x: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
     """Return P(Σ_k w_k χ²_1 > x) for independent χ²_1, by the saddle-point contour.
 
     weights: (n, k), of either sign, at least one not zero in a row. x: (n,). Returns float64, (n,), absolute error

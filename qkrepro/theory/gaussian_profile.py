@@ -25,9 +25,19 @@ def gaussian_profile(
 ) -> Array:
     """Return P(lower < logit < upper) of a Gaussian logit of mean γξ and variance (γ² + c)‖M‖_F² + γ²η.
 
-    It is 1 where ‖M‖_F is 0.
+    Parameters
+    ----------
+    gamma, spread_sq
+        γ of each location, (n,), and c.
+    lower, upper
+        Thresholds; the upper one may be (..., 1).
+    trace, trace_sq, frobenius_sq
+        ξ = tr M, η = tr M² and ‖M‖_F², (..., 1) each.
 
-    All arguments broadcast: gamma (n,), upper and the moments (..., 1), returns (..., n).
+    Returns
+    -------
+    array or tensor
+        Probabilities, (..., n); 1 where ‖M‖_F is 0.
     """
     library = _library(gamma)
     mean = gamma * trace
@@ -77,6 +87,7 @@ def _integral(weight: Array, values: Array) -> Array:
 
 
 def _cdf(x: Array) -> Array:
+    """Return Φ(x)."""
     return normal_cdf(x) if isinstance(x, np.ndarray) else _library(x).special.ndtr(x)
 
 

@@ -24,11 +24,11 @@ def normal_cdf(x: NDArray[np.float64]) -> NDArray[np.float64]:
     Relative error below 1e-14 for x >= −8, below 1e-12 in the rest of the lower tail, where x²/2 itself is rounded.
     """
     flat = np.asarray(x, dtype=np.float64).reshape(-1)
-    found = np.empty_like(flat)
+    cumulative = np.empty_like(flat)
     for start in range(0, len(flat), BLOCK):
         here = slice(start, start + BLOCK)
-        found[here] = _cdf(flat[here])
-    return found.reshape(np.shape(x))
+        cumulative[here] = _cdf(flat[here])
+    return cumulative.reshape(np.shape(x))
 
 
 def _cdf(x: NDArray[np.float64]) -> NDArray[np.float64]:

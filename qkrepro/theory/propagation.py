@@ -49,15 +49,34 @@ def signal_propagation_limit(
     frobenius_sq: Any = None,
     temperature: float = 1.0,
     length: int | None = None,
-) -> Tensor:
+) -> Float64[Tensor, "*shape"]:
     """Return ρ_θ when the logit is Gaussian, from the moments tr M, tr M² and ‖M‖_F² alone.
 
-    theta: (n,) or any shape, in (0, 1]. trace, trace_sq, frobenius_sq: numbers or tensors of one shape (...);
-    frobenius_sq=None says that M is symmetric, ‖M‖_F² = tr M². length=None takes T → ∞ (thresholds 0 and λ in units
-    of T); a length in tokens takes the moments and the thresholds −λ and λ(T − 1) of that T. M = 0 gives 1.
-    Returns float64, (..., *theta.shape). Raises ArgumentError for θ outside (0, 1], temperature <= 0, length < 2,
-    |tr M²| > ‖M‖_F².
-    Source: book, "Theory: signal propagation". Good when no singular value of M dominates.
+    It is good when no singular value of M dominates. M = 0 gives 1.
+
+    Parameters
+    ----------
+    theta
+        Locations in (0, 1], any shape.
+    trace, trace_sq, frobenius_sq
+        Numbers or tensors of one shape (...); frobenius_sq=None says that M is symmetric, ‖M‖_F² = tr M².
+    temperature
+        λ > 0.
+    length
+        Number of tokens, whose moments and thresholds −λ and λ(T − 1) are taken; None takes T → ∞, with the
+        thresholds 0 and λ in units of T.
+
+    Returns
+    -------
+    Tensor
+        ρ, float64, (..., *theta.shape).
+
+    Raises
+    ------
+    ArgumentError
+        θ outside (0, 1], temperature <= 0, length < 2, |tr M²| > ‖M‖_F².
+
+    Source: book, "Theory: signal propagation".
     """
     theta = _check_theta(theta)
     check_number("temperature", temperature, above=0)
@@ -70,7 +89,9 @@ def signal_propagation_limit(
     return rho
 
 
-def finite_length_law(theta: Any, length: int, temperature: float) -> tuple[Tensor, float, float, float]:
+def finite_length_law(
+    theta: Any, length: int, temperature: float
+) -> tuple[Float64[Tensor, "*shape"], float, float, float]:
     """Return γ of each location, c = (T² − 1)/12 and the thresholds −λ, λ(T − 1) of a walk of `length` tokens.
 
     θ stands for token i = clamp(⌊θT + ½⌋, 1, T), γ = i − (T + 1)/2 (float64, shaped like theta).
@@ -105,13 +126,13 @@ def localization(theta: Any, rho: Any) -> Localization:
 
 def signal_propagation(
     theta: Any,
-    w: Tensor,
+    w: Float[Tensor, "d d"],
     *,
     temperature: float = 1.0,
     length: int | None = None,
-    cov: Tensor | None = None,
+    cov: Float[Tensor, "d d"] | None = None,
     method: str = "limit",
-) -> Tensor:
+) -> Float64[Tensor, "*shape"]:
     """Compute ρ_θ of a query-key matrix on a random walk.
 
     Parameters
@@ -162,11 +183,11 @@ def signal_propagation(
 
 def simulate_signal_propagation(
     theta: Any,
-    w: Tensor,
+    w: Float[Tensor, "d d"],
     *,
     length: int,
     temperature: float = 1.0,
-    cov: Tensor | None = None,
+    cov: Float[Tensor, "d d"] | None = None,
     samples: int = 20_000,
     generator: Generator,
 ) -> PropagationEstimate:
@@ -198,7 +219,7 @@ def simulate_signal_propagation(
     gamma, spread_sq, lower, upper = finite_length_law(theta, length, temperature)
     hits = _count_hits(whiten(w, cov), gamma.flatten(), math.sqrt(spread_sq), (lower, upper), samples, generator)
     ends = [binomtest(int(count), samples).proportion_ci(method="wilson") for count in hits]
-    low, high = torch.tensor([tuple(each) for each in ends], dtype=torch.float64).T  # (n,) each
+    low, high = torch.tensor([(end.low, end.high) for end in ends], dtype=torch.float64).T  # (n,) each
     return PropagationEstimate(*(part.reshape(theta.shape) for part in (hits / samples, low, high)))
 
 
@@ -220,7 +241,7 @@ def _count_hits(
     return hits
 
 
-def whiten(w: Float[Tensor, "d d"], cov: Tensor | None = None) -> Float64[Tensor, "d d"]:
+def whiten(w: Float[Tensor, "d d"], cov: Float[Tensor, "d d"] | None = None) -> Float64[Tensor, "d d"]:
     """Return M = Σ^{1/2} W Σ^{1/2}, the query-key matrix in whitened variables; float64, (d, d).
 
     w: (d, d). cov: (d, d), covariance Σ of the walk's increments; None is the identity. Raises ShapeError for shapes
@@ -244,8 +265,8 @@ def _check_theta(theta: Any) -> Tensor:
     values = _float64(theta)
     outside = ~((values > 0) & (values <= 1))
     if values.numel() == 0 or bool(outside.any()):
-        found = f"{float(values[outside].flatten()[0]):g}" if values.numel() else "nothing"
-        raise ArgumentError(f"theta must be locations in (0, 1], got {found}")
+        given = f"{float(values[outside].flatten()[0]):g}" if values.numel() else "nothing"
+        raise ArgumentError(f"theta must be locations in (0, 1], got {given}")
     return values
 
 

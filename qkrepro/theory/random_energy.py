@@ -6,13 +6,18 @@ x_Tᵀ W x_T/λ. Entropies are in nats, everything is float64.
 Source: book, "Theory: how large the mean must be"; Derrida 1981; Giorlandino and Goldt 2025 (arXiv 2505.24333).
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from qkrepro.errors import ShapeError, check_finite, check_integer, check_number
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 STEP = 0.25  # of both quadratures: analytic in a strip of half-width π/2, so they err by about e^{−π²/STEP}
 REACH = 12.0  # standard deviations of a logit that the quadrature covers
@@ -35,16 +40,16 @@ def spread_ratio(spread: float, count: int) -> float:
     return spread / math.sqrt(2 * math.log(count))
 
 
-def entropy_limit(ratio: Tensor | float) -> Tensor:
-    """Limit of H/log n as n → ∞ at a fixed ratio b: 1 − b² below b = 1, and 0 from there on.
+def entropy_limit(ratio: Float[Tensor, "*shape"] | float) -> Float64[Tensor, "*shape"]:
+    """Return the limit of H/log n as n → ∞ at a fixed ratio b: 1 − b² below b = 1, and 0 from there on.
 
     ratio: b >= 0, any shape. Returns float64 of that shape. Raises ArgumentError for b < 0.
     """
     return (1 - _not_negative("ratio", ratio).square()).clamp(min=0)
 
 
-def log_partition_limit(ratio: Tensor | float) -> Tensor:
-    """Limit of log Σ e^{s g_i}/log n as n → ∞ at a fixed ratio b: 1 + b² up to b = 1, and 2b from there on.
+def log_partition_limit(ratio: Float[Tensor, "*shape"] | float) -> Float64[Tensor, "*shape"]:
+    """Return the limit of log Σ e^{s g_i}/log n as n → ∞ at a fixed ratio b: 1 + b² up to b = 1, and 2b beyond.
 
     It is also the own token's threshold over log n: with an own logit of c log n the token takes all the weight for c
     above it and none below. ratio: b >= 0, any shape. Returns float64 of that shape. Raises ArgumentError for b < 0.
@@ -54,7 +59,7 @@ def log_partition_limit(ratio: Tensor | float) -> Tensor:
 
 
 def own_token_threshold(spread: float, count: int) -> float:
-    """Own logit at which the own token takes about half of the weight beside n independent ones, over λ.
+    """Return the own logit over λ at which the own token takes about half of the weight beside n independent ones.
 
     log n + s²/2 while s < √(2 log n), and s√(2 log n) beyond. Raises as `spread_ratio` does.
     """
@@ -62,7 +67,7 @@ def own_token_threshold(spread: float, count: int) -> float:
 
 
 def mean_entropy(count: int, spread: float) -> float:
-    """Expected entropy in nats of the softmax of n independent N(0, s²) logits, exact for every n >= 1 and s >= 0.
+    """Return the expected entropy in nats of a softmax of n independent N(0, s²) logits, exact for n >= 1 and s >= 0.
 
     By log z = ∫ (e^{−t} − e^{−tz}) dt/t, the entropy is one integral of powers of ψ(t) = E exp(−t e^{sg}).
     Raises ArgumentError for n < 1 or s < 0. Source: book, expected entropy at finite length (ours).
@@ -71,8 +76,8 @@ def mean_entropy(count: int, spread: float) -> float:
     return float(_expected_row(count, spread, nothing).entropy)
 
 
-def expected_row(count: int, spread: float, own: Tensor) -> ExpectedRow:
-    """Expected entropy and own weight of a row of n independent N(0, s²) logits and one own logit, exact.
+def expected_row(count: int, spread: float, own: Float[Tensor, "*shape"]) -> ExpectedRow:
+    """Return the expected entropy and own weight of a row of n independent N(0, s²) logits and one own logit, exact.
 
     count: n >= 1. spread: s >= 0. own: own logits over λ, any shape, finite; the others are drawn independently of it.
     Returns float64 tensors shaped like `own`. Raises ArgumentError for n < 1, s < 0 or a non-finite own logit.
@@ -83,19 +88,39 @@ def expected_row(count: int, spread: float, own: Tensor) -> ExpectedRow:
     return ExpectedRow(row.entropy.reshape(values.shape), row.own_weight.reshape(values.shape))
 
 
-def concentrated_row(length: int, dim: int, scaled_mean: Tensor, dispersion: float = 0.0) -> ExpectedRow:
-    """Expected entropy and own weight of a query among independent tokens of norm √d, for W with this spectrum.
+def concentrated_row(
+    length: int, dim: int, scaled_mean: Float[Tensor, " means"], dispersion: float = 0.0
+) -> ExpectedRow:
+    """Return the expected entropy and own weight of a query among independent tokens of norm √d.
 
     The other logits have variance (ξ/λ)²/d + dispersion², the own one is N(ξ/λ, 2 dispersion²): both are Gaussian in
-    the limit of many dimensions. length: T >= 2 tokens, the query included. dim: d. scaled_mean: ξ/λ, (m,).
-    dispersion: √(dσ²)/λ >= 0. Returns float64 tensors (m,). Raises ArgumentError or ShapeError for anything else.
+    the limit of many dimensions.
+
+    Parameters
+    ----------
+    length, dim
+        Tokens T >= 2, the query included, and their dimension d >= 1.
+    scaled_mean
+        ξ/λ of W, (m,).
+    dispersion
+        √(dσ²)/λ >= 0 of W.
+
+    Returns
+    -------
+    ExpectedRow
+        Float64 tensors, (m,) each.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        A value out of range, or means that are not (m,).
     """
     check_integer("length", length, at_least=2)
     check_integer("dim", dim, at_least=1)
     check_number("dispersion", dispersion, at_least=0)
     means = torch.as_tensor(scaled_mean, dtype=torch.float64)
     if means.ndim != 1:
-        raise ShapeError(f"scaled_mean has shape {tuple(means.shape)}; allowed: (m,)")
+        raise ShapeError(f"scaled_mean must have shape (m,), got {tuple(means.shape)}")
     nodes, weights = _standard_normal(dispersion)
     rows = []
     for mean in means.tolist():
@@ -107,7 +132,7 @@ def concentrated_row(length: int, dim: int, scaled_mean: Tensor, dispersion: flo
 
 
 def _expected_row(count: int, spread: float, own: Tensor) -> ExpectedRow:
-    """`expected_row` for own logits (m,), −∞ for none.
+    """Return `expected_row` for own logits (m,), −∞ for none.
 
     With t = e^u, F = E log Σ e^{θ·logit} = ∫ (exp(−e^u) − ψ^n o) du, o = exp(−e^{u + own}), and H = F − dF/dθ at θ = 1.
     """
@@ -136,7 +161,7 @@ def _expected_row(count: int, spread: float, own: Tensor) -> ExpectedRow:
 
 
 def _standard_normal(spread: float) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the trapezoidal rule for a standard normal variable, fine enough for functions of s·g."""
+    """Return nodes and weights of the trapezoidal rule for a standard normal g, fine enough for functions of s·g."""
     step = STEP / max(spread, 0.5)
     half = math.ceil(REACH / step)
     g = step * torch.arange(-half, half + 1, dtype=torch.float64)

@@ -51,9 +51,7 @@ def l1_linf_norm(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch"]:
 
 
 def mean_cosine_similarity(x: Float[Tensor, "*batch T d"]) -> Float64[Tensor, "*batch"]:
-    """Return the mean cosine of the angle between two different tokens.
-
-    It is 1 when all point the same way and about 0 for independent ones.
+    """Return the mean cosine of two different tokens: 1 when all point the same way, about 0 for independent ones.
 
     x: (..., T, d) with T >= 2. Returns float64, (...), between −1/(T − 1) and 1.
     Raises ShapeError for T < 2, ArgumentError for non-finite values or a token that is zero (it has no direction).

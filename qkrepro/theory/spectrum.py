@@ -34,12 +34,15 @@ class SpectrumMoments:
 
     @property
     def eigen_mean(self) -> Tensor:
-        """Mean over all d_model eigenvalues, tr W / d_model."""
+        """Return the mean over all d_model eigenvalues, tr W / d_model."""
         return self.trace / self.d_model
 
     @property
     def eigen_variance(self) -> Tensor:
-        """Variance over all d_model eigenvalues, tr W²/d_model − (tr W/d_model)²; negative for some complex spectra."""
+        """Return the variance over all d_model eigenvalues, tr W²/d_model − (tr W/d_model)².
+
+        It is negative for some complex spectra.
+        """
         return self.trace_sq / self.d_model - self.eigen_mean.square()
 
 
@@ -125,14 +128,34 @@ def random_spectrum_matrix(
 ) -> Float64[Tensor, "... dim dim"]:
     """Draw W = U (D + N) Uᵀ whose dim real eigenvalues have exactly this mean and variance.
 
-    D: a Gaussian sample shifted and scaled to the exact mean and (population) variance; U: a Haar-random rotation.
-    symmetric=True has N = 0. symmetric=False keeps the eigenvalues D and adds N, Gaussian and strictly upper
-    triangular, with ‖N‖_F = `non_normality` (default ‖D‖_F, so that ‖W‖_F² = 2 tr W²): same eigenvalues, other
-    singular values. An eigenvalue solver scatters the eigenvalues of a strongly non-normal W (equal ones most of
-    all, by a power 1/dim of the rounding error); tr W and tr W², hence mean and variance, stay exact.
-    Returns float64, (*batch, dim, dim), on the generator's device.
-    Raises ArgumentError for dim < 1, variance < 0, variance > 0 at dim 1, or a `non_normality` that is negative or
-    given together with symmetric=True.
+    D is a Gaussian sample shifted and scaled to the exact mean and (population) variance, U a Haar-random rotation.
+    An eigenvalue solver scatters the eigenvalues of a strongly non-normal W (equal ones most of all, by a power 1/dim
+    of the rounding error); tr W and tr W², hence mean and variance, stay exact.
+
+    Parameters
+    ----------
+    dim
+        Size of W, at least 1.
+    mean, variance
+        Of its eigenvalues; variance >= 0, and 0 at dim 1.
+    symmetric
+        True has N = 0. False adds N, Gaussian and strictly upper triangular: same eigenvalues, other singular values.
+    non_normality
+        ‖N‖_F >= 0, for symmetric=False alone; None takes ‖D‖_F, so that ‖W‖_F² = 2 tr W².
+    batch
+        Leading shape.
+    generator
+        Source of the draws.
+
+    Returns
+    -------
+    Tensor
+        Float64, (*batch, dim, dim), on the generator's device.
+
+    Raises
+    ------
+    ArgumentError
+        A value out of range, or a non_normality together with symmetric=True.
     """
     _check_random_spectrum(dim, mean, variance, symmetric, non_normality)
     eigenvalues = mean + variance**0.5 * _standard_sample((*batch, dim), generator)  # (*batch, dim)
@@ -149,20 +172,19 @@ def random_spectrum_matrix(
 
 
 def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generator) -> Float64[Tensor, "... dim dim"]:
-    """Draw Haar-random orthogonal matrices, float64, (*batch, dim, dim).
-
-    By QR of a Gaussian with the signs of R moved to Q.
-    """
+    """Draw Haar-random orthogonal matrices, float64, (*batch, dim, dim), by QR of a Gaussian."""
     check_integer("dim", dim, at_least=1)
     q, r = torch.linalg.qr(_normal((*batch, dim, dim), generator))
-    rotation: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]  # flips columns of q
+    rotation: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]  # the signs of R move to Q
     return rotation
 
 
-def factor(w: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
-    """Return the balanced factors (w_q, w_k) with w = w_qᵀ w_k and w_q w_qᵀ = w_k w_kᵀ.
+def factor(
+    w: Float[Tensor, "*batch d_model d_model"], d_head: int
+) -> tuple[Float64[Tensor, "*batch d_head d_model"], Float64[Tensor, "*batch d_head d_model"]]:
+    """Return the balanced factors (w_q, w_k) of w = w_qᵀ w_k.
 
-    The latter are diagonal, with the singular values of w.
+    w_q w_qᵀ and w_k w_kᵀ are one diagonal matrix, of the singular values of w.
 
     w: (..., d_model, d_model). Returns two float64 tensors (..., d_head, d_model).
     Raises ShapeError unless w is square, ArgumentError for non-finite w, for d_head outside 1..d_model, and when the

@@ -39,10 +39,11 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
 
 def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Median of independent values, (n,), with its distribution-free interval; paired differences: the sign test's.
+    """Return the median of independent values, (n,), with its distribution-free interval.
 
-    The ends are order statistics, so that skewed values widen it and nothing is assumed of their law. NaN ends below
-    six values, which hold no 95% interval. Raises ArgumentError for no value or one that is not finite.
+    Of paired differences it is the interval of the sign test. The ends are order statistics, so that skewed values
+    widen it and nothing is assumed of their law. NaN ends below six values, which hold no 95% interval.
+    Raises ArgumentError for no value or one that is not finite.
     Source: textbook (binomial interval of a quantile); used wherever ratios over seeds are skewed.
     """
     data = np.asarray(values, dtype=np.float64)
@@ -98,7 +99,7 @@ def spearman_interval(
         places = members[np.moveaxis(chosen, axis, -1)].reshape(*chosen.shape[:-1], -1)
         return _rank_correlation(first[places], second[places])
 
-    found = stats.bootstrap(
+    resampled = stats.bootstrap(
         (np.arange(len(members)),),
         statistic,
         n_resamples=resamples,
@@ -107,13 +108,13 @@ def spearman_interval(
         method="percentile",
         rng=seed,
     )
-    low, high = found.confidence_interval
+    low, high = resampled.confidence_interval
     return Interval(float(stats.spearmanr(first, second).statistic), float(low), float(high))
 
 
 def _rank_correlation(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[Any]:
     """Return Spearman's correlation along an axis; `stats.spearmanr` takes one pair of samples at a time."""
-    ranks = [stats.rankdata(each, axis=axis) - (x.shape[axis] + 1) / 2 for each in (x, y)]
+    ranks = [stats.rankdata(values, axis=axis) - (x.shape[axis] + 1) / 2 for values in (x, y)]
     size = np.sqrt((ranks[0] ** 2).sum(axis) * (ranks[1] ** 2).sum(axis))
     return np.asarray((ranks[0] * ranks[1]).sum(axis) / np.where(size > 0, size, 1))
 
@@ -154,19 +155,34 @@ def correlations(
     resamples: int = 1000,
     blocks: str | None = None,
 ) -> pd.DataFrame:
-    """Return Spearman correlation of each quantity with the target over heads, with its bootstrap interval.
+    """Return Spearman's correlation of each quantity with the target over heads, with its bootstrap interval.
 
-    blocks: a column, such as "layer", whose groups are resampled whole; None resamples single heads. Returns columns
-    quantity, correlation, low, high. Heads of one model share a training and a text, so the interval says nothing of
-    other models.
+    Heads of one model share a training and a text, so the interval says nothing of other models.
+
+    Parameters
+    ----------
+    table
+        One row per head.
+    target, quantities
+        Columns of it.
+    seed, resamples
+        As for `spearman_interval`.
+    blocks
+        A column, such as "layer", whose groups are resampled whole; None resamples single heads.
+
+    Returns
+    -------
+    DataFrame
+        Columns quantity, correlation, low, high.
+
+    Raises as `spearman_interval` does.
     """
     whole = None if blocks is None else table[blocks]
-    found = [
-        spearman_interval(table[name], table[target], seed=seed, resamples=resamples, blocks=whole)
-        for name in quantities
-    ]
-    rows = [{"quantity": name, **interval._asdict()} for name, interval in zip(quantities, found, strict=True)]
-    return pd.DataFrame(rows).rename(columns={"estimate": "correlation"})
+    rows = []
+    for name in quantities:
+        interval = spearman_interval(table[name], table[target], seed=seed, resamples=resamples, blocks=whole)
+        rows.append({"quantity": name, "correlation": interval.estimate, "low": interval.low, "high": interval.high})
+    return pd.DataFrame(rows)
 
 
 def total_variation(first: ArrayLike, second: ArrayLike) -> float:
@@ -184,9 +200,9 @@ def total_variation(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def bin_middles(location: pd.Series, bins: int) -> NDArray[Any]:
-    """Return the middle of the bin in which each location lies.
+    """Return the middle of the one of `bins` equal bins of (0, 1] in which each location lies.
 
-    There are `bins` equal ones of (0, 1]. Raises ArgumentError for bins < 1.
+    Raises ArgumentError for bins < 1.
     """
     check_integer("bins", bins, at_least=1)
     place = np.minimum((location.to_numpy(float) * bins - 1e-9).astype(int), bins - 1)
@@ -207,7 +223,7 @@ intervals = over_seeds  # over anything else that repeats: draws, prompts, heads
 
 
 def median_intervals(table: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
-    """Median over the rows of each group with its `median_interval`: columns of `by`, then estimate, low, high."""
+    """Return the median of each group with its `median_interval`: columns of `by`, then estimate, low, high."""
     groups = table.groupby(list(by), sort=False)[column]
     rows = [dict(zip(by, keys, strict=True)) | median_interval(values)._asdict() for keys, values in groups]
     return pd.DataFrame(rows)

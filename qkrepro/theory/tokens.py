@@ -64,24 +64,52 @@ def draw_tokens(
 
 
 def random_walk(
-    length: int, dim: int, *, cov: Tensor | None = None, batch: int | tuple[int, ...], generator: Generator
+    length: int,
+    dim: int,
+    *,
+    cov: Float[Tensor, "dim dim"] | None = None,
+    batch: int | tuple[int, ...],
+    generator: Generator,
 ) -> Float64[Tensor, "*batch length dim"]:
     """Draw x_t = ε_1 + … + ε_t with independent increments ε_s ~ N(0, cov): norms grow like √t.
 
-    cov: (dim, dim), the covariance of the *increments*, not of the tokens; None is the identity.
-    Returns float64, (*batch, length, dim).
-    Raises ArgumentError for length < 2, dim < 1, an empty batch, a cov that is no covariance; ShapeError for its shape.
+    Parameters
+    ----------
+    length, dim
+        Tokens of a sequence, T >= 2, and their dimension d >= 1.
+    cov
+        Covariance of the *increments*, not of the tokens, (dim, dim); None is the identity.
+    batch
+        Leading shape, or one number.
+    generator
+        Source of the draws.
+
+    Returns
+    -------
+    Tensor
+        Tokens, float64, (*batch, length, dim).
+
+    Raises
+    ------
+    ArgumentError
+        A value out of range, an empty batch, a cov that is no covariance.
+    ShapeError
+        A cov of another shape.
     """
     return independent_tokens(length, dim, cov=cov, batch=batch, generator=generator).cumsum(-2)
 
 
 def independent_tokens(
-    length: int, dim: int, *, cov: Tensor | None = None, batch: int | tuple[int, ...], generator: Generator
+    length: int,
+    dim: int,
+    *,
+    cov: Float[Tensor, "dim dim"] | None = None,
+    batch: int | tuple[int, ...],
+    generator: Generator,
 ) -> Float64[Tensor, "*batch length dim"]:
     """Draw independent x_t ~ N(0, cov): no order, so no location can be special.
 
-    cov: (dim, dim), the covariance of the tokens; None is the identity. Returns float64, (*batch, length, dim).
-    Raises as `random_walk` does.
+    cov is the covariance of the tokens; other arguments, result and errors as for `random_walk`.
     """
     check_integer("length", length, at_least=2)
     check_integer("dim", dim, at_least=1)
@@ -95,15 +123,14 @@ def ar1_tokens(
     dim: int,
     *,
     coefficient: float,
-    cov: Tensor | None = None,
+    cov: Float[Tensor, "dim dim"] | None = None,
     batch: int | tuple[int, ...],
     generator: Generator,
 ) -> Float64[Tensor, "*batch length dim"]:
     """Draw the stationary x_{t+1} = φ x_t + √(1 − φ²) ε_t: neighbours correlate like a walk's, norms do not grow.
 
-    coefficient: φ in (−1, 1); E x_t x_sᵀ = φ^|t−s| cov. φ = 0 is `independent_tokens`, draw for draw.
-    cov: (dim, dim), the covariance of every token; None is the identity. Returns float64, (*batch, length, dim).
-    Raises as `random_walk` does, and ArgumentError for φ outside (−1, 1).
+    coefficient is φ in (−1, 1), and E x_t x_sᵀ = φ^|t−s| cov; φ = 0 is `independent_tokens`, draw for draw. cov is the
+    covariance of every token; other arguments, result and errors as for `random_walk`.
     """
     check_number("coefficient", coefficient)
     if abs(coefficient) >= 1:
@@ -118,7 +145,7 @@ def ar1_tokens(
 def increment_covariance(tokens: Float[Tensor, "batch length d"]) -> Float[Tensor, "d d"]:
     """Return Σ, the covariance of x_{t+1} − x_t within sequences (batch, length, d) about their mean, (d, d).
 
-    In the precision of the tokens, float32 at least; autocast does not touch it.
+    It has the precision of the tokens, float32 at least; autocast does not touch it.
     """
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     with torch.autocast(tokens.device.type, enabled=False):

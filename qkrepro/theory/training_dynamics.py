@@ -4,7 +4,9 @@
 Source: book, "Theory: LocAteR" (ours; the conserved matrix is in Du, Hu and Lee 2018, arXiv 1806.00900).
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from scipy import integrate
 from torch import Tensor
 
 from qkrepro.errors import ArgumentError, check_integer, check_number, check_qk_shapes
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 
 class FlowPath(NamedTuple):
@@ -24,7 +29,9 @@ class FlowPath(NamedTuple):
     imbalance_change: Tensor  # ‖Δ(t) − Δ(0)‖_F, 0 but for the integrator's error
 
 
-def imbalance(w_q: Tensor, w_k: Tensor) -> Tensor:
+def imbalance(
+    w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
+) -> Float64[Tensor, "*batch d_head d_head"]:
     """Return Δ = W_q W_qᵀ − W_k W_kᵀ, which gradient flow of every loss in W_qᵀ W_k conserves.
 
     w_q, w_k: (..., d_head, d_model). Returns float64, (..., d_head, d_head).
@@ -35,18 +42,23 @@ def imbalance(w_q: Tensor, w_k: Tensor) -> Tensor:
     return q @ q.mT - k @ k.mT
 
 
-def penalty(w_q: Tensor, w_k: Tensor, tau: float = 1.0) -> Tensor:
+def penalty(
+    w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"], tau: float = 1.0
+) -> Float64[Tensor, "*batch"]:
     """Return LocAteR's Ω = tr(G_q G_k) + (tr W − τ)², from d_head × d_head products; float64, (...).
 
     w_q, w_k: (..., d_head, d_model). tau: finite. Raises as `imbalance` does, and ArgumentError for tau.
     """
     check_qk_shapes(w_q, w_k)
     check_number("tau", tau)
-    return _penalty(w_q.double(), w_k.double(), tau)
+    q, k = w_q.double(), w_k.double()
+    return (q @ q.mT * (k @ k.mT)).sum((-2, -1)) + ((q * k).sum((-2, -1)) - tau).square()
 
 
-def penalty_gradient(w_q: Tensor, w_k: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Gradient of Ω in w_q and w_k, 2 G_k W_q + 2(t − τ)W_k and the same with the two exchanged; float64.
+def penalty_gradient(
+    w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"], tau: float = 1.0
+) -> tuple[Float64[Tensor, "*batch d_head d_model"], Float64[Tensor, "*batch d_head d_model"]]:
+    """Return the gradient of Ω in w_q and w_k, 2 G_k W_q + 2(t − τ)W_k and the same with the two exchanged; float64.
 
     Arguments and errors as `penalty`. Source: book, cost and gradient.
     """
@@ -59,12 +71,32 @@ def penalty_gradient(w_q: Tensor, w_k: Tensor, tau: float = 1.0) -> tuple[Tensor
 
 def critical_point(
     d_head: int, d_model: int, rank: int, *, tau: float = 1.0, skew: float = 0.0, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float64[Tensor, "d_head d_model"], Float64[Tensor, "d_head d_model"]]:
     """Draw a critical point of Ω with W = τ/(j + 1) P, P a random orthogonal projection of rank j.
 
-    rank: j from 0 to d_head; j < d_head is a saddle. skew: 0 gives w_q = w_k up to sign; larger values make the two
-    differ (A and B of w_q = A Uᵀ, w_k = B Uᵀ with AᵀB = τ/(j + 1) I). Returns float64 (d_head, d_model) each.
-    Raises ArgumentError for a rank or width out of range, or tau <= 0.
+    Parameters
+    ----------
+    d_head, d_model
+        Sizes of the head, d_head <= d_model.
+    rank
+        j from 0 to d_head; j < d_head is a saddle.
+    tau
+        τ > 0 of Ω.
+    skew
+        0 gives w_q = w_k up to sign; larger values make the two differ (A and B of w_q = A Uᵀ, w_k = B Uᵀ with
+        AᵀB = τ/(j + 1) I).
+    generator
+        Source of the draws.
+
+    Returns
+    -------
+    tuple of Tensor
+        w_q and w_k, float64, (d_head, d_model) each.
+
+    Raises
+    ------
+    ArgumentError
+        A rank or width out of range, or tau <= 0.
     """
     check_integer("d_head", d_head, at_least=1)
     check_integer("d_model", d_model, at_least=d_head)
@@ -83,28 +115,33 @@ def critical_point(
     return size * a @ directions.mT, size * b @ directions.mT
 
 
-def smallest_curvature(w_q: Tensor, w_k: Tensor, tau: float = 1.0) -> float:
-    """Smallest eigenvalue of the Hessian of Ω at one head, (2 d_head d_model)² in size: meant for small heads.
-
-    w_q, w_k: (d_head, d_model). Negative at every saddle. Raises as `penalty` does.
-    """
-    check_qk_shapes(w_q, w_k)
-    shape = w_q.shape
-
-    def of_vector(weights: Tensor) -> Tensor:
-        q, k = weights.reshape(2, *shape)
-        return _penalty(q, k, tau)
-
-    point = torch.stack([w_q.double(), w_k.double()]).reshape(-1)
-    hessian: Tensor = torch.autograd.functional.hessian(of_vector, point)  # type: ignore[no-untyped-call]
-    return float(torch.linalg.eigvalsh(hessian)[0])
-
-
-def penalty_flow(w_q: Tensor, w_k: Tensor, *, tau: float = 1.0, time: float = 20.0, points: int = 200) -> FlowPath:
+def penalty_flow(
+    w_q: Float[Tensor, "d_head d_model"],
+    w_k: Float[Tensor, "d_head d_model"],
+    *,
+    tau: float = 1.0,
+    time: float = 20.0,
+    points: int = 200,
+) -> FlowPath:
     """Follow the gradient flow of Ω from these weights, by an adaptive Runge–Kutta method.
 
-    w_q, w_k: (d_head, d_model). time: end of the flow, > 0. points: number of times shown, >= 2, from 0 to the end.
-    Returns a FlowPath. Raises as `penalty` does, and ArgumentError for a time or points out of range.
+    Parameters
+    ----------
+    w_q, w_k
+        Start of the flow, (d_head, d_model).
+    tau
+        τ of Ω, finite.
+    time
+        End of the flow, > 0.
+    points
+        Number of times at which it is shown, >= 2, from 0 to the end.
+
+    Returns
+    -------
+    FlowPath
+        One entry per time.
+
+    Raises as `penalty` does, and ArgumentError for a time or points out of range.
     Source: book, the penalty alone concentrates the spectrum (ours).
     """
     check_qk_shapes(w_q, w_k)
@@ -125,12 +162,7 @@ def penalty_flow(w_q: Tensor, w_k: Tensor, *, tau: float = 1.0, time: float = 20
     trace = (q * k).sum((-2, -1))
     frobenius_sq = (q @ q.mT * (k @ k.mT)).sum((-2, -1))
     change = torch.linalg.matrix_norm(imbalance(q, k) - imbalance(q[:1], k[:1]))
-    return FlowPath(torch.from_numpy(times), _penalty(q, k, tau), trace, trace.square() / frobenius_sq, change)
-
-
-def _penalty(q: Tensor, k: Tensor, tau: float) -> Tensor:
-    value: Tensor = (q @ q.mT * (k @ k.mT)).sum((-2, -1)) + ((q * k).sum((-2, -1)) - tau).square()
-    return value
+    return FlowPath(torch.from_numpy(times), penalty(q, k, tau), trace, trace.square() / frobenius_sq, change)
 
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:

@@ -6,13 +6,19 @@ edge of the singular values hold for d_model, d_head → ∞ at a fixed ratio (d
 Haagerup and Larsen, J. Funct. Anal. 176, 2000; as in Burda et al., arXiv 1007.3594). Book, "The eigenspectrum".
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from qkrepro.errors import ArgumentError, check_integer
+
+if TYPE_CHECKING:  # shapes in types are for mypy and the tests
+    from jaxtyping import Float, Float64
 
 
 @dataclass(frozen=True)
@@ -25,40 +31,41 @@ class XavierLaw:
 
     @property
     def trace_std(self) -> float:
-        """Standard deviation of tr W, v √(h d); its mean is 0."""
+        """Return the standard deviation of tr W, v √(h d); its mean is 0."""
         return self.entry_variance * math.sqrt(self.d_head * self.d_model)
 
     @property
     def trace_sq(self) -> float:
-        """E tr W² = h d v²."""
+        """Return E tr W² = h d v²."""
         return self.d_head * self.d_model * self.entry_variance**2
 
     @property
     def frobenius_sq(self) -> float:
-        """E ‖W‖_F² = h d² v², d times E tr W²: far from a symmetric matrix."""
+        """Return E ‖W‖_F² = h d² v², d times E tr W²: far from a symmetric matrix."""
         return self.d_head * self.d_model**2 * self.entry_variance**2
 
     @property
     def eigen_variance(self) -> float:
-        """E [tr W²/d − (tr W/d)²] = h v² (1 − 1/d), over all d_model eigenvalues."""
+        """Return E [tr W²/d − (tr W/d)²] = h v² (1 − 1/d), over all d_model eigenvalues."""
         return self.d_head * self.entry_variance**2 * (1 - 1 / self.d_model)
 
     @property
     def eigen_radius(self) -> float:
-        """Limit of the largest |eigenvalue|, v √(h d)."""
+        """Return the limit of the largest |eigenvalue|, v √(h d)."""
         return self.trace_std
 
     @property
     def spectral_norm(self) -> float:
-        """Limit of ‖W‖_2: d v (1 + cz) √((1 + z)/z) at its minimum over z > 0, c = h/d (product of two Wisharts)."""
+        """Return the limit of ‖W‖_2, of a product of two Wisharts.
+
+        It is d v (1 + cz) √((1 + z)/z) at its minimum over z > 0, c = h/d.
+        """
         c = self.d_head / self.d_model
         z = (math.sqrt(c**2 + 8 * c) - c) / (4 * c)
         return self.d_model * self.entry_variance * math.sqrt((1 + z) / z) * (1 + c * z)
 
-    def radius_cdf(self, radius: Tensor) -> Tensor:
-        """Return the limit of the share of the d_head non-zero eigenvalues with |λ| <= radius.
-
-        It is float64, shaped like `radius`.
+    def radius_cdf(self, radius: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+        """Return the limit of the share of the d_head non-zero eigenvalues with |λ| <= radius, shaped like `radius`.
 
         F solves F (1 − c + cF) = (radius / eigen_radius)², c = d_head/d_model: the circular law F = r² for c → 0, F = r
         for c = 1. The angle is uniform, but for a share of order 1/√d_head that lies on the real axis.
@@ -67,7 +74,7 @@ class XavierLaw:
         ratio_sq = (radius.double() / self.eigen_radius).clamp(0, 1).square()
         return (((1 - c) ** 2 + 4 * c * ratio_sq).sqrt() - (1 - c)) / (2 * c)
 
-    def radius_density(self, radius: Tensor) -> Tensor:
+    def radius_density(self, radius: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
         """Return the derivative of `radius_cdf`, per unit of |λ|; float64, 0 beyond `eigen_radius`."""
         c, ratio = self.d_head / self.d_model, radius.double() / self.eigen_radius
         inside = 2 * ratio / ((1 - c) ** 2 + 4 * c * ratio.square()).sqrt() / self.eigen_radius
@@ -97,10 +104,24 @@ def xavier_qk(
     fan_out: int | None = None,
     batch: tuple[int, ...] = (),
     generator: Generator,
-) -> tuple[Tensor, Tensor]:
-    """Draw (w_q, w_k) with independent Xavier-uniform entries, each float64 (*batch, d_head, d_model).
+) -> tuple[Float64[Tensor, "*batch d_head d_model"], Float64[Tensor, "*batch d_head d_model"]]:
+    """Draw (w_q, w_k) with independent Xavier-uniform entries.
 
-    Arguments and errors as for `xavier_law`, whose variance the entries have.
+    Parameters
+    ----------
+    d_model, d_head, fan_out
+        As for `xavier_law`, whose variance the entries have.
+    batch
+        Leading shape.
+    generator
+        Source of the draws.
+
+    Returns
+    -------
+    tuple of Tensor
+        w_q and w_k, float64, (*batch, d_head, d_model) each.
+
+    Raises as `xavier_law` does.
     """
     bound = (3 * xavier_law(d_model, d_head, fan_out=fan_out).entry_variance) ** 0.5  # variance of U(−b, b) is b²/3
     shape = (2, *batch, d_head, d_model)

@@ -69,8 +69,10 @@ def test_the_projection_holds_every_trace(name: str) -> None:
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter -= 1e-4 * parameter.grad
-    for each in locater.find(model):
-        w_q, w_k = each.weights()
+    layers = locater.find(model)
+    assert layers
+    for parameters in layers:
+        w_q, w_k = parameters.weights()
         torch.testing.assert_close((w_q * w_k).sum((-2, -1)), torch.full((4,), 2.0), rtol=1e-3, atol=1e-3)
 
 

@@ -50,12 +50,20 @@ def rewrite(folder: Path, change: Any) -> None:
     save_file(change(tensors), folder / "model.safetensors")
 
 
+def assert_same_weights(folder: Path, expected: Path, heads: int) -> None:
+    pairs = list(zip(qk_weights(folder), qk_weights(expected), strict=True))
+    assert len(pairs) == heads
+    assert all(torch.equal(ours[2], theirs[2]) and torch.equal(ours[3], theirs[3]) for ours, theirs in pairs)
+
+
 def test_weights_come_in_order_as_float64_heads(bert: Path) -> None:
-    found = list(qk_weights(bert))
-    assert [(layer, head) for layer, head, _, _ in found] == [(layer, head) for layer in range(3) for head in range(4)]
-    assert all(w_q.shape == w_k.shape == (6, 24) and w_q.dtype == torch.float64 for _, _, w_q, w_k in found)
+    weights = list(qk_weights(bert))
+    assert [(layer, head) for layer, head, _, _ in weights] == [
+        (layer, head) for layer in range(3) for head in range(4)
+    ]
+    assert all(w_q.shape == w_k.shape == (6, 24) and w_q.dtype == torch.float64 for _, _, w_q, w_k in weights)
     stored = load_file(bert / "model.safetensors")["encoder.layer.2.attention.self.query.weight"]
-    assert torch.equal(found[9][2], stored[6:12].double())
+    assert torch.equal(weights[9][2], stored[6:12].double())
 
 
 def test_only_query_and_key_tensors_and_small_vectors_are_read_and_only_when_asked_for(
@@ -79,9 +87,7 @@ def test_only_query_and_key_tensors_and_small_vectors_are_read_and_only_when_ask
 )
 def test_prefixes_of_training_wrappers_change_nothing(bert: Path, copy: Path, prefix: str) -> None:
     rewrite(copy, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
-    for (_, _, w_q, w_k), (_, _, plain_q, plain_k) in zip(qk_weights(copy), qk_weights(bert), strict=True):
-        assert torch.equal(w_q, plain_q)
-        assert torch.equal(w_k, plain_k)
+    assert_same_weights(copy, bert, heads=12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -110,9 +116,7 @@ def test_a_sharded_model_equals_the_whole_one(tmp_path: Path) -> None:
     save(model, whole)
     save(model, sharded, max_shard_size="20KB")
     assert len(list(sharded.glob("*.safetensors"))) > 1
-    for ours, theirs in zip(qk_weights(sharded), qk_weights(whole), strict=True):
-        assert torch.equal(ours[2], theirs[2])
-        assert torch.equal(ours[3], theirs[3])
+    assert_same_weights(sharded, whole, heads=12)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -209,6 +213,7 @@ def test_a_run_of_our_own_is_read_with_its_biases(tmp_path: Path) -> None:
 
 def test_the_table_equals_the_moments_and_eigenvalues_of_each_head(bert: Path) -> None:
     table = qk_table(bert, draws=2)
+    assert len(table) == 12
     for row, head in zip(table.to_dict("records"), qk_heads(bert), strict=True):
         moments, values = qk_moments(head.w_q, head.w_k), qk_eigenvalues(head.w_q, head.w_k)
         w = head.w_q.mT @ head.w_k
@@ -237,6 +242,7 @@ def test_the_table_equals_the_moments_and_eigenvalues_of_each_head(bert: Path) -
 def test_the_spectrum_at_a_distance_is_that_of_the_logits_at_that_distance(tmp_path: Path, name: str) -> None:
     folder = save(make(name), tmp_path)
     table = qk_table(folder, [1], distances=[0, 5], draws=2)
+    assert len(table) == 8
     for head in qk_heads(folder, [1]):
         bare = replace(head, b_q=None, b_k=None, qk_norm=None, softcap=None)
         d = head.w_q.shape[1]
@@ -271,6 +277,7 @@ def test_moments_only_leaves_out_what_needs_eigenvalues_and_changes_nothing_else
 
 def test_folding_the_norm_changes_the_table_as_multiplying_the_weights_does(llama: Path) -> None:
     table = qk_table(llama, fold_norm=True, draws=5)
+    assert len(table) == 12
     for row, head in zip(table.to_dict("records"), qk_heads(llama), strict=True):
         assert head.input_norm is not None
         gain = head.input_norm.gain

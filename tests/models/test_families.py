@@ -17,7 +17,7 @@ def test_logits_of_the_weights_read_equal_the_logits_inside_the_model(name: str,
     model = make(name)
     heads = list(qk_heads(save(model, tmp_path)))
     inside, x = logits_inside(model), inputs_of(model, lambda module: bool(PROJECTION.match(module)))
-    assert len(inside) == len(x) == len({(head.part, head.layer) for head in heads})
+    assert 0 < len(inside) == len(x) == len({(head.part, head.layer) for head in heads})
     layers = sorted({(head.part, head.layer) for head in heads}, key=lambda at: (at[0] == "text", at))  # as CLIP runs
     for head in heads:
         index = layers.index((head.part, head.layer))
@@ -33,7 +33,7 @@ def test_logits_of_the_weights_read_equal_the_logits_inside_the_model(name: str,
 def test_tokens_without_the_gain_and_bias_read_are_normalised_and_folded_weights_give_their_logits(
     name: str, tmp_path: Path
 ) -> None:
-    model = make(name)
+    model, compared = make(name), 0
     layers = sorted(qk_layers(save(model, tmp_path)), key=lambda layer: layer.part == "text")  # as CLIP runs
     for layer, x in zip(layers, inputs_of(model, lambda module: bool(PROJECTION.match(module))), strict=True):
         if layer.input_norm is None:
@@ -45,3 +45,5 @@ def test_tokens_without_the_gain_and_bias_read_are_normalised_and_folded_weights
         bare = (x.double() - bias) / norm.gain  # (T, d_model)
         torch.testing.assert_close(bare.square().mean(-1), torch.ones(len(x)).double(), rtol=1e-3, atol=0)
         torch.testing.assert_close(layer.folded().head(1).logits(bare), layer.head(1).logits(x), rtol=1e-9, atol=1e-9)
+        compared += 1
+    assert compared

@@ -53,7 +53,7 @@ def a_run(tmp_path: Path, corpus: str, vocabulary: int | None = None) -> Path:
 def test_a_run_reads_a_text_in_the_words_of_its_corpus(tmp_path: Path) -> None:
     folder = write_example(tmp_path / "text", tokens=4000)
     run = a_run(tmp_path / "runs", str(folder), vocabulary=20)
-    found = increment_covariances(run, folder / "valid.txt")
+    covariances = increment_covariances(run, folder / "valid.txt")
 
     corpus = load_corpus(str(folder), vocabulary=20)
     model = LanguageModel(ModelConfig(20, **SIZES, max_length=12))
@@ -62,7 +62,7 @@ def test_a_run_reads_a_text_in_the_words_of_its_corpus(tmp_path: Path) -> None:
         traces = [model.eval().trace(ids[None]) for ids in corpus.valid.split(12) if len(ids) > 1]
     for layer in range(2):
         expected = second_moment([trace[layer].inputs[0] for trace in traces])
-        torch.testing.assert_close(found["", layer], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(covariances["", layer], expected, rtol=1e-4, atol=1e-6)
     table = qk_table(run, draws=5, text=folder / "valid.txt")
     assert table["localization"].between(0, 1).all()
     assert not table["localization"].equals(qk_table(run, draws=5)["localization"])
@@ -73,9 +73,9 @@ def test_a_run_keeps_its_words_and_they_are_held_against_its_record(tmp_path: Pa
     run, text = a_run(tmp_path / "runs", str(folder)), folder / "valid.txt"
     vocabulary = run / "vocabulary.txt"
     assert vocabulary.read_text(encoding="utf-8").splitlines() == load_corpus(str(folder)).words
-    found, again = increment_covariances(run, text), increment_covariances(run / "best.safetensors", text)
-    assert found
-    assert all(torch.equal(found[key], again[key]) for key in found)
+    covariances, again = increment_covariances(run, text), increment_covariances(run / "best.safetensors", text)
+    assert covariances
+    assert all(torch.equal(covariances[key], again[key]) for key in covariances)
     with vocabulary.open("a", encoding="utf-8") as file:
         file.write("more\n")
     with pytest.raises(CheckpointError, match=r"vocabulary\.txt: \d+ words; the run was trained on \d+"):
@@ -110,14 +110,14 @@ def test_the_text_tower_of_clip_reads_a_text_and_the_vision_tower_is_left_out(tm
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     numbers = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9]
     (tmp_path / "text.txt").write_text(" ".join(f"w{number}" for number in numbers))
-    found = increment_covariances(folder, tmp_path / "text.txt")
-    assert set(found) == {("text", layer) for layer in range(3)}
+    covariances = increment_covariances(folder, tmp_path / "text.txt")
+    assert set(covariances) == {("text", layer) for layer in range(3)}
     with torch.no_grad():
         text = network.text_model
         hidden = text(input_ids=torch.tensor([numbers]), output_hidden_states=True).hidden_states
         for layer in range(3):
             expected = second_moment([text.encoder.layers[layer].layer_norm1(hidden[layer])[0]])
-            torch.testing.assert_close(found["text", layer], expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(covariances["text", layer], expected, rtol=1e-4, atol=1e-6)
     assert qk_table(folder, draws=3, text=tmp_path / "text.txt").groupby("part").size().to_dict() == {"text": 12}
 
 

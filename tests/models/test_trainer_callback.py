@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 from qkrepro.models.adapter import trainer_callback
 from qkrepro.training.locater import LocAteR
 
-STEPS, ROWS, ACCUMULATED, RATE = 3, 2, 2, 0.01  # of the optimiser, rows a batch, batches a step, learning rate
+STEPS, ROWS, ACCUMULATED, RATE = 3, 2, 2, 0.01  # of the optimiser, rows of a batch, batches of a step, learning rate
 
 
 class InOrder(Trainer):
@@ -86,7 +86,7 @@ def trained_by_hand(name: str, kappa: float) -> nn.Module:
 
 def off_target(model: nn.Module) -> Tensor:
     """|tr W − 1| of every head."""
-    pairs = (each.weights() for each in LocAteR.for_model(model).find(model))
+    pairs = (parameters.weights() for parameters in LocAteR.for_model(model).find(model))
     return torch.stack([((w_q * w_k).sum((-2, -1)) - 1).abs() for w_q, w_k in pairs]).detach()
 
 

@@ -95,8 +95,8 @@ def test_query_and_key_weights_give_the_traced_logits(norm: str) -> None:
             weights.b_q.copy_(torch.randn(4, generator=generator(weights.head)))
             weights.b_k.copy_(torch.randn(4, generator=generator(9)))
     traces = model.trace(tokens_of())
-    found = [(each.layer, each.head) for each in model.qk_weights()]
-    assert found == [(layer, head) for layer in range(2) for head in range(4)]
+    heads = [(weights.layer, weights.head) for weights in model.qk_weights()]
+    assert heads == [(layer, head) for layer in range(2) for head in range(4)]
     for layer, head, w_q, w_k, b_q, b_k in model.qk_weights():
         x = traces[layer].inputs
         logits = (x @ w_q.T + b_q) @ (x @ w_k.T + b_k).mT / math.sqrt(4)

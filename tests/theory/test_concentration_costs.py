@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_oracles import entropy, softmax, walks
 
 
 def cost(m):
@@ -13,10 +14,7 @@ def cost(m):
 
 def deficit(logits):
     """log T minus the entropy of each row."""
-    logits = logits - logits.max(-1, keepdims=True)
-    weights = np.exp(logits)
-    weights /= weights.sum(-1, keepdims=True)
-    return np.log(logits.shape[-1]) + (weights * np.log(np.where(weights > 0, weights, 1))).sum(-1)
+    return np.log(logits.shape[-1]) - entropy(softmax(logits))
 
 
 @given(dim=st.integers(2, 8), rank=st.integers(2, 8), seed=st.integers(0, 10**6))
@@ -40,7 +38,7 @@ def test_prop_fixed_norm_concentration_costs_the_most_and_rotation_the_least(dim
 def test_prop_fixed_norm_order_is_that_of_simulated_walks():
     rng = np.random.default_rng(0)
     dim, length, temperature = 16, 24, 200.0
-    x = rng.standard_normal((4000, length, dim)).cumsum(1)
+    x = walks(rng, 4000, length, dim)
     sign = np.diag(np.repeat([1.0, -1.0], dim // 2))
     turned = np.kron(np.eye(dim // 2), np.array([[0.0, -1.0], [1.0, 0.0]]))
     for m, factor in ((np.eye(dim), dim + 3), (sign, 3), (turned, 1)):
@@ -79,7 +77,7 @@ def test_prop_concentration_tokens_the_trace_in_their_coordinates_can_have_the_o
 @settings(max_examples=60)
 def test_prop_entropy_ray_falls_for_every_row_and_in_the_mean(length, seed, low, step):
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((30, length, 4)).cumsum(1)
+    x = walks(rng, 30, length, 4)
     m = rng.standard_normal((4, 4))
     logits = np.einsum("nti,ij,nj->nt", x, m, x[:, -1])
     near, far = deficit(low * logits), deficit((low + step) * logits)

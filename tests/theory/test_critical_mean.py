@@ -7,23 +7,35 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_oracles import entropy, softmax
 
 from qkrepro.errors import ArgumentError
 from qkrepro.theory.critical_mean import (
     cosine_limit,
     critical_mean,
-    independent_exponent,
     own_advantage,
     own_weight,
-    simplex_entropy,
     simplex_layers,
-    simplex_tokens,
 )
 
 
-def softmax(logits):
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
+def simplex_tokens(length, similarity):
+    """T unit tokens with pairwise cosine ϱ, (T, T): the rows of a root of their Gram matrix."""
+    across, along = math.sqrt(1 - similarity), math.sqrt(1 + (length - 1) * similarity)
+    ones = np.full((length, length), 1 / length)
+    return across * (np.eye(length) - ones) + along * ones
+
+
+def simplex_entropy(length, similarity, mean):
+    """Entropy of a row with a weight a on the token itself and the rest evenly on the other T − 1, nats."""
+    logit = (1 - similarity) * mean - math.log(length - 1)
+    log_own, log_others = -np.logaddexp(0, -logit), -np.logaddexp(0, logit)
+    return -np.exp(log_own) * log_own - np.exp(log_others) * (log_others - math.log(length - 1))
+
+
+def independent_exponent(growth, layers):
+    """Exponent e with odds of the cosine ≈ T^e after these layers, for tokens at right angles and 0 < growth < 1."""
+    return 2 * layers * (1 - growth) - 1
 
 
 def layers_in_full(x, mean, layers, residual):
@@ -40,14 +52,13 @@ def layers_in_full(x, mean, layers, residual):
 @given(length=st.integers(2, 40), similarity=st.floats(0, 0.95), mean=st.floats(-8, 30), residual=st.booleans())
 @settings(max_examples=60)
 def test_prop_simplex_layers_equal_attention_on_the_tokens(length, similarity, mean, residual):
-    x = simplex_tokens(length, similarity).numpy()
+    x = simplex_tokens(length, similarity)
     np.testing.assert_allclose(x @ x.T, np.eye(length) * (1 - similarity) + similarity, atol=1e-12)
     weights = softmax(mean * x @ x.T)
     assert float(own_weight(length, similarity, mean)) == pytest.approx(weights[0, 0], rel=1e-9, abs=1e-300)
     advantage = weights[0, 0] - weights[0, 1]
     assert float(own_advantage(length, similarity, mean)) == pytest.approx(advantage, rel=1e-9, abs=1e-15)
-    entropy = -(weights[0] * np.log(np.where(weights[0] > 0, weights[0], 1))).sum()
-    assert float(simplex_entropy(length, similarity, mean)) == pytest.approx(entropy, rel=1e-7, abs=1e-12)
+    assert simplex_entropy(length, similarity, mean) == pytest.approx(entropy(weights[0]), rel=1e-7, abs=1e-12)
     if abs(advantage) > 1e-5 or residual:
         expected = layers_in_full(x, mean, 3, residual)
         np.testing.assert_allclose(simplex_layers(length, similarity, mean, 3, residual=residual), expected, atol=1e-6)
@@ -56,7 +67,7 @@ def test_prop_simplex_layers_equal_attention_on_the_tokens(length, similarity, m
 def test_prop_simplex_layers_keep_their_form_through_random_value_matrices():
     rng = np.random.default_rng(0)
     length, dim, mean = 32, 4000, 4.0
-    x = np.c_[simplex_tokens(length, 0.2).numpy(), np.zeros((length, dim - length))]
+    x = np.c_[simplex_tokens(length, 0.2), np.zeros((length, dim - length))]
     for expected in simplex_layers(length, 0.2, mean, 2)[1:]:
         x = softmax(mean * x @ x.T) @ x @ rng.standard_normal((dim, dim))
         x = x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -69,12 +80,12 @@ def test_prop_simplex_layers_keep_their_form_through_random_value_matrices():
 def test_prop_simplex_has_three_regimes(similarity):
     length = 10**9
     critical = 1 / (1 - similarity)
-    for growth, own, entropy in ((0.6 * critical, 0, 1), (critical, 0.5, 0.5), (1.4 * critical, 1, 0)):
+    for growth, own, share in ((0.6 * critical, 0, 1), (critical, 0.5, 0.5), (1.4 * critical, 1, 0)):
         mean = growth * math.log(length)
         cosine = float(simplex_layers(length, similarity, mean, 1)[1])
         assert cosine == pytest.approx(float(cosine_limit(growth, similarity)), abs=0.01)
         assert float(own_weight(length, similarity, mean)) == pytest.approx(own, abs=0.01)
-        assert float(simplex_entropy(length, similarity, mean)) / math.log(length) == pytest.approx(entropy, abs=0.04)
+        assert simplex_entropy(length, similarity, mean) / math.log(length) == pytest.approx(share, abs=0.04)
     assert float(cosine_limit(critical, similarity)) == pytest.approx(4 * similarity / (1 + 3 * similarity))
     half = own_weight(length, similarity, critical_mean(length, similarity))
     assert float(half) == pytest.approx(0.5)
@@ -120,14 +131,13 @@ def test_prop_simplex_depth_a_residual_connection_at_most_doubles_the_odds(lengt
 
 def test_bad_input_is_refused_by_name():
     for call, name in (
-        (lambda: simplex_tokens(1, 0.5), "length"),
+        (lambda: own_weight(1, 0.5, 1.0), "length"),
+        (lambda: own_weight(4, 0.1, math.inf), "scaled_mean"),
         (lambda: own_weight(4, 1.0, 1.0), "similarity"),
         (lambda: own_weight(4, -0.1, 1.0), "similarity"),
-        (lambda: simplex_entropy(4, 0.1, math.inf), "scaled_mean"),
         (lambda: simplex_layers(4, 0.1, 1.0, 0), "layers"),
         (lambda: critical_mean(2, 0.1), "length"),
         (lambda: cosine_limit(1.0, 0.0), "similarity"),
-        (lambda: independent_exponent(1.0, 2), "growth"),
     ):
         with pytest.raises(ArgumentError, match=name):
             call()

@@ -7,20 +7,36 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_oracles import entropy, softmax
 from scipy import integrate
 
 from qkrepro.errors import ArgumentError, ShapeError
 from qkrepro.theory.depth import Spectrum, Stack, depth_experiment
 from qkrepro.theory.depth_limit import (
     ar1_cosines,
-    contraction_bound,
     cosine_residual,
     depth_limit,
     dispersed_logits,
     smallest_mean,
-    uniform_residual,
     walk_cosines,
 )
+
+
+def contraction_bound(mean, length, layers, residual):
+    """Upper bound on 1 − min_t C_t1 after these layers, (1 − e^{−|ξ|/λ}/T)^L, with 2T beside a residual connection."""
+    return (1 - math.exp(-abs(mean)) / length / (2 if residual else 1)) ** layers
+
+
+def uniform_residual(layers):
+    """Residual of a long walk after these layers of uniform causal attention, d → ∞ first and T → ∞ after.
+
+    r² = 1 − I_{ℓ+1}/I_ℓ with I_ℓ = ∫ dω/((¼ + ω²)(1 + ω²)^ℓ).
+    """
+    top, bottom = (
+        integrate.quad(lambda w, n=n: 1 / ((0.25 + w * w) * (1 + w * w) ** n), -np.inf, np.inf, epsabs=1e-13)[0]
+        for n in (layers + 1, layers)
+    )
+    return math.sqrt(1 - top / bottom)
 
 
 def random_cosines(rng, length, rank):
@@ -40,16 +56,11 @@ def drawn_stack(rng, law, length, dim, mean, layers, residual):
         if layer == layers:
             break
         logits = np.where(hidden, -np.inf, mean * x @ x.T / dim)
-        weights = np.exp(logits - logits.max(1, keepdims=True))
-        weights /= weights.sum(1, keepdims=True)
+        weights = softmax(logits)
         first = weights if first is None else first
         mixed = weights @ x @ rng.standard_normal((dim, dim)) / math.sqrt(dim)
         x = x + mixed if residual else mixed
     return np.linalg.norm(x - x.mean(0)) / np.linalg.norm(x), first
-
-
-def row_entropy(weights):
-    return -(weights * np.log(np.where(weights > 0, weights, 1))).sum(-1)
 
 
 @pytest.mark.parametrize(("law", "start"), [("random walk", walk_cosines(48)), ("independent", ar1_cosines(48, 0.0))])
@@ -61,8 +72,8 @@ def test_prop_depth_limit_predicts_stacks_of_many_dimensions(law, start, residua
     drawn, first = zip(*(drawn_stack(rng, law, 48, 512, mean, 5, residual) for _ in range(10)), strict=True)
     predicted = float(cosine_residual(limit.cosines[-1]))
     assert abs(np.mean(drawn) - predicted) < 4 * np.std(drawn) / math.sqrt(10) + 0.04 * predicted
-    entropy = row_entropy(limit.attention[0].numpy())[24:].mean()
-    assert row_entropy(np.stack(first))[:, 24:].mean() == pytest.approx(entropy, abs=0.12)
+    expected = entropy(limit.attention[0].numpy())[24:].mean()
+    assert entropy(np.stack(first))[:, 24:].mean() == pytest.approx(expected, abs=0.12)
 
 
 def test_prop_depth_limit_numbers_of_eight_layers():
@@ -119,7 +130,7 @@ def test_prop_limit_collapse_contracts_towards_the_first_token(length, mean, lay
     start = random_cosines(np.random.default_rng(seed), length, 4)
     end = depth_limit(start, mean, layers, residual=residual).cosines[-1]
     gap = 1 - float(start[:, 0].min())
-    assert 1 - float(end[:, 0].min()) <= gap * contraction_bound(mean, length, layers, residual=residual) + 1e-9
+    assert 1 - float(end[:, 0].min()) <= gap * contraction_bound(mean, length, layers, residual) + 1e-9
     assert 1 - float(end.min()) <= 4 * (1 - float(end[:, 0].min())) + 1e-9
 
 
@@ -149,17 +160,10 @@ def test_prop_running_means_of_independent_tokens_are_a_walk():
     np.testing.assert_allclose(x @ x.T, walk_cosines(40), atol=0.04)
 
 
-def test_prop_log_time_uniform_residual_is_its_integral_and_the_limit_of_long_walks():
-    values = uniform_residual(40)
-    for layer in (0, 1, 4, 40):
-        top, bottom = (
-            integrate.quad(lambda w, n=n: 1 / ((0.25 + w * w) * (1 + w * w) ** n), -np.inf, np.inf, epsabs=1e-13)[0]
-            for n in (layer + 1, layer)
-        )
-        assert float(values[layer]) == pytest.approx(math.sqrt(1 - top / bottom), abs=1e-7)
-    assert float(values[40]) * math.sqrt(80) == pytest.approx(1, abs=0.06)
-    long = cosine_residual(depth_limit(walk_cosines(1500), 0.0, 3).cosines)
-    torch.testing.assert_close(long, values[:4], atol=0.025, rtol=0)
+def test_prop_log_time_uniform_residual_is_the_limit_of_long_walks_and_falls_like_a_root():
+    assert uniform_residual(40) * math.sqrt(80) == pytest.approx(1, abs=0.06)
+    residuals = cosine_residual(depth_limit(walk_cosines(1500), 0.0, 3).cosines)
+    assert residuals.tolist() == pytest.approx([uniform_residual(layers) for layers in range(4)], abs=0.025)
 
 
 def test_prop_log_time_cosines_depend_on_the_ratio_of_positions_alone():

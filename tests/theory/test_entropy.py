@@ -10,7 +10,7 @@ from qkrepro.errors import ArgumentError, ShapeError
 from qkrepro.theory.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
 from qkrepro.theory.entropy import (
     BOUND_KINDS,
-    causal_entropy_bounds,
+    causal_logit_norms,
     entropy_and_bounds,
     entropy_lower_bound,
     extremal_logits,
@@ -24,6 +24,10 @@ SIGMAS = st.floats(0, 30)
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     return torch.distributions.Categorical(logits=logits).entropy()
+
+
+def causal_entropy_bounds(x, w, temperature, *, kind):
+    return entropy_lower_bound(causal_logit_norms(x, w, kind=kind) / temperature, torch.arange(1, x.shape[-2] + 1))
 
 
 @settings(deadline=None)
@@ -136,13 +140,12 @@ def test_no_matrix_of_the_same_trace_has_a_smaller_deficit_than_equal_eigenvalue
     assert float(least) <= float(any_other) * (1 + 1e-12)
 
 
-def test_bounds_of_a_batch_are_those_of_its_sequences_and_the_logarithm_is_theirs():
+def test_logit_norms_of_a_batch_are_those_of_its_sequences():
     generator = torch.Generator().manual_seed(1)
     x, w = torch.randn(3, 5, 4, generator=generator), torch.randn(3, 4, 4, generator=generator)
-    bounds = causal_entropy_bounds(x, w, kind="centred")
-    assert bounds.shape == (3, 5)
-    assert torch.allclose(bounds[2], causal_entropy_bounds(x[2], w[2], kind="centred"), rtol=1e-10)
-    assert torch.allclose(causal_entropy_bounds(x, w, kind="centred", log=True).exp(), bounds)
+    norms = causal_logit_norms(x, w, kind="centred")
+    assert norms.shape == (3, 5)
+    assert torch.allclose(norms[2], causal_logit_norms(x[2], w[2], kind="centred"), rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -164,16 +167,16 @@ def test_bounds_of_a_batch_are_those_of_its_sequences_and_the_logarithm_is_their
         (lambda: entropy_lower_bound(1.0, torch.tensor(2.5)), ArgumentError, "length must be"),
         (lambda: entropy_lower_bound(torch.ones(2), torch.tensor([2, 3, 4])), ShapeError, "broadcast"),
         (
-            lambda: causal_entropy_bounds(torch.ones(3, 2), torch.eye(2), 0.0),
+            lambda: entropy_and_bounds(torch.ones(3, 2), torch.eye(2), [0.0]),
             ArgumentError,
             "temperature must .*, got 0",
         ),
         (
-            lambda: causal_entropy_bounds(torch.ones(3, 2), torch.eye(2), kind="tight"),
+            lambda: causal_logit_norms(torch.ones(3, 2), torch.eye(2), kind="tight"),
             ArgumentError,
             "kind must .*, got 'tight'",
         ),
-        (lambda: causal_entropy_bounds(torch.ones(3, 2), torch.eye(3)), ShapeError, "tokens must have shape"),
+        (lambda: causal_logit_norms(torch.ones(3, 2), torch.eye(3)), ShapeError, "tokens must have shape"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, error, message):

@@ -52,8 +52,8 @@ def scalar_matrix_probability(dim, slope, lower, upper):
 @pytest.mark.parametrize(("lower", "upper"), [(-0.3, 2.0), (-1e-3, 1e3), (-30.0, 30.0), (-1e-7, 1e-7)])
 def test_multiple_of_the_identity_is_a_chi_square_integral(dim, lower, upper):
     expected = [scalar_matrix_probability(dim, float(g), lower, upper) for g in SLOPES]
-    found = interval_probability(torch.eye(dim), SLOPES, 1.0, lower, upper)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    computed = interval_probability(torch.eye(dim), SLOPES, 1.0, lower, upper)
+    np.testing.assert_allclose(computed, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(-0.3, 2.0), (-1e-6, 50.0), (-5.0, 1e-4)])
@@ -80,8 +80,8 @@ def test_interval_agrees_with_gx2_on_the_whole_quadratic_form_of_x_and_y(dim, sy
     quad = {"q2": quadratic, "q1": np.zeros((2 * dim, 1)), "q0": 0.0}
     law = gx2.norm_quad_to_gx2_params(np.zeros((2 * dim, 1)), covariance, quad)
     below = [float(np.squeeze(gx2.cdf(x, *law, method="imhof", AbsTol=1e-10, RelTol=1e-8))) for x in (-6.0, 25.0)]
-    found = interval_probability(m, torch.tensor(gamma), math.sqrt(alpha * beta - gamma**2), -6.0, 25.0)
-    assert float(found) == pytest.approx(below[1] - below[0], abs=2e-6)  # gx2's own error at so few dimensions
+    computed = interval_probability(m, torch.tensor(gamma), math.sqrt(alpha * beta - gamma**2), -6.0, 25.0)
+    assert float(computed) == pytest.approx(below[1] - below[0], abs=2e-6)  # gx2's own error at so few dimensions
 
 
 @pytest.mark.parametrize(
@@ -97,21 +97,21 @@ def test_weighted_chi_square_tail_agrees_with_gx2(weights, points):
     ones, zeros = np.ones(len(weights)), np.zeros(len(weights))
     expected = gx2.cdf(np.array(points), np.array(weights), ones, zeros, 0.0, 0.0, side="upper", method="imhof")
     rows = torch.tensor(weights, dtype=torch.float64).expand(len(points), -1)
-    found = weighted_chi_square_tail(rows, torch.tensor(points, dtype=torch.float64))
-    np.testing.assert_allclose(found, np.ravel(expected), rtol=0, atol=1e-7)
+    computed = weighted_chi_square_tail(rows, torch.tensor(points, dtype=torch.float64))
+    np.testing.assert_allclose(computed, np.ravel(expected), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5, 40])
 def test_equal_weights_give_the_chi_square_tail_far_out(dim):
     x = torch.tensor([0.01, 0.5 * dim, dim, 3.0 * dim, 20.0 * dim + 30], dtype=torch.float64)
-    found = weighted_chi_square_tail(torch.ones(len(x), dim, dtype=torch.float64), x)
-    np.testing.assert_allclose(found, stats.chi2.sf(x, dim), rtol=1e-11)
+    computed = weighted_chi_square_tail(torch.ones(len(x), dim, dtype=torch.float64), x)
+    np.testing.assert_allclose(computed, stats.chi2.sf(x, dim), rtol=1e-11)
 
 
 def test_chi_square_tail_is_one_or_zero_where_it_must_be():
     weights = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [1.0, 2.0]], dtype=torch.float64)
-    found = weighted_chi_square_tail(weights, torch.tensor([-1.0, 1.0, 0.0], dtype=torch.float64))
-    assert found.tolist() == [1.0, 0.0, 1.0]
+    computed = weighted_chi_square_tail(weights, torch.tensor([-1.0, 1.0, 0.0], dtype=torch.float64))
+    assert computed.tolist() == [1.0, 0.0, 1.0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -171,8 +171,8 @@ def test_transposing_changes_nothing_and_negation_mirrors(dim, seed):
 
 def test_antisymmetric_matrix_has_one_law_for_every_drift():
     m = matrix(9, 3)
-    found = interval_probability(m - m.mT, SLOPES, 1.0, -0.4, 3.0)
-    assert float(found.max() - found.min()) < 1e-13
+    computed = interval_probability(m - m.mT, SLOPES, 1.0, -0.4, 3.0)
+    assert float(computed.max() - computed.min()) < 1e-13
 
 
 def test_dominated_spectrum_agrees_with_conditional_quadrature():

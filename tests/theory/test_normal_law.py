@@ -21,8 +21,8 @@ def test_the_lower_tail_keeps_its_relative_accuracy() -> None:
 
 
 def test_infinite_arguments_give_the_limits_and_nan_stays() -> None:
-    found = normal_cdf(np.array([-np.inf, -1e300, -39.0, 0.0, 1e300, np.inf, np.nan]))
-    np.testing.assert_array_equal(found, [0, 0, 0, 0.5, 1, 1, np.nan])
+    values = normal_cdf(np.array([-np.inf, -1e300, -39.0, 0.0, 1e300, np.inf, np.nan]))
+    np.testing.assert_array_equal(values, [0, 0, 0, 0.5, 1, 1, np.nan])
 
 
 def test_the_shape_is_kept() -> None:

@@ -141,7 +141,7 @@ def test_simulated_intervals_cover_the_exact_law_at_about_their_level():
     w, theta = matrices("dispersed"), locations(9)
     rho = signal_propagation(theta, w, length=9, method="exact")
     drawn = [simulate_signal_propagation(theta, w, length=9, samples=400, generator=generator(s)) for s in range(200)]
-    covered = torch.stack([(each.low <= rho) & (rho <= each.high) for each in drawn]).double().mean()
+    covered = torch.stack([(estimate.low <= rho) & (rho <= estimate.high) for estimate in drawn]).double().mean()
     assert abs(float(covered) - 0.95) < 0.03
 
 
@@ -336,18 +336,18 @@ def test_zero_matrix_saturates_nothing(length):
     height=st.floats(1e-9, 1e3),
 )
 def test_flat_profile_has_index_zero_on_any_grid(theta, height):
-    found = localization(theta, torch.full((len(theta),), height))
-    assert float(found.index) == pytest.approx(0, abs=1e-9)
-    assert float(found.level) == pytest.approx(height)
+    localized = localization(theta, torch.full((len(theta),), height))
+    assert float(localized.index) == pytest.approx(0, abs=1e-9)
+    assert float(localized.level) == pytest.approx(height)
 
 
 @pytest.mark.parametrize("width", [0.1, 0.25, 0.8])
 def test_indicator_has_one_minus_its_width(width):
     theta = torch.linspace(1e-4, 1, 20_001, dtype=torch.float64)
-    found = localization(theta, (theta < width).double())
-    assert float(found.index) == pytest.approx(1 - width, abs=2e-3)
-    assert float(found.centre) == pytest.approx(width / 2, abs=2e-3)
-    assert float(found.level) == pytest.approx(width, abs=2e-3)
+    localized = localization(theta, (theta < width).double())
+    assert float(localized.index) == pytest.approx(1 - width, abs=2e-3)
+    assert float(localized.centre) == pytest.approx(width / 2, abs=2e-3)
+    assert float(localized.level) == pytest.approx(width, abs=2e-3)
 
 
 def test_index_ignores_the_level_and_is_undefined_below_1e_12():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_oracles import close, entropy, softmax
 
 from qkrepro.errors import ArgumentError, ShapeError
 from qkrepro.theory.random_energy import (
@@ -20,23 +21,11 @@ from qkrepro.theory.random_energy import (
 )
 
 
-def entropies(logits):
-    """Entropy and last weight of each row of numbers, in numpy."""
-    logits = logits - logits.max(-1, keepdims=True)
-    weights = np.exp(logits)
-    weights /= weights.sum(-1, keepdims=True)
-    return -(weights * np.log(np.where(weights > 0, weights, 1))).sum(-1), weights[:, -1]
-
-
-def close(samples, value, errors=4.5):
-    return abs(samples.mean() - value) <= errors * samples.std() / math.sqrt(len(samples)) + 1e-12
-
-
 @pytest.mark.parametrize(("count", "spread"), [(2, 3.0), (64, 1.0), (64, 6.0), (1024, 3.0), (65_536, 2.826)])
 def test_prop_expected_entropy_of_independent_logits_matches_simulation(count, spread):
     rng = np.random.default_rng(count)
     draws = max(100, min(20_000, 2_000_000 // count))
-    simulated, _ = entropies(spread * rng.standard_normal((draws, count)))
+    simulated = entropy(softmax(spread * rng.standard_normal((draws, count))))
     assert close(simulated, mean_entropy(count, spread))
 
 
@@ -46,10 +35,9 @@ def test_prop_expected_entropy_of_independent_logits_matches_simulation(count, s
 def test_prop_expected_entropy_with_an_own_logit_matches_simulation(count, spread, own):
     rng = np.random.default_rng(1)
     logits = np.c_[spread * rng.standard_normal((10_000, count)), np.full(10_000, own)]
-    simulated, weight = entropies(logits)
-    row = expected_row(count, spread, torch.tensor(own))
-    assert close(simulated, float(row.entropy))
-    assert close(weight, float(row.own_weight))
+    weights, row = softmax(logits), expected_row(count, spread, torch.tensor(own))
+    assert close(entropy(weights), float(row.entropy))
+    assert close(weights[:, -1], float(row.own_weight))
 
 
 def test_expected_entropy_has_its_closed_forms():
@@ -94,10 +82,10 @@ def test_prop_own_token_takes_half_at_its_threshold_on_tokens_of_many_dimensions
     cosines = np.einsum("bid,bd->bi", x, x[:, -1])
     means = torch.tensor([6.0, 7.0, 8.0], dtype=torch.float64)
     predicted = concentrated_row(length, dim, means)
-    for mean, weight, entropy in zip(means.tolist(), *predicted[::-1], strict=True):
-        simulated, own = entropies(mean * cosines)
-        assert own.mean() == pytest.approx(float(weight), abs=0.004)
-        assert simulated.mean() == pytest.approx(float(entropy), abs=0.02)
+    for mean, own_weight, expected in zip(means.tolist(), *predicted[::-1], strict=True):
+        weights = softmax(mean * cosines)
+        assert weights[:, -1].mean() == pytest.approx(float(own_weight), abs=0.004)
+        assert entropy(weights).mean() == pytest.approx(float(expected), abs=0.02)
     assert float(predicted.own_weight[1]) == pytest.approx(0.51, abs=0.005)
     threshold = own_token_threshold(7 / math.sqrt(dim), length - 1)
     assert threshold == pytest.approx(math.log(length) + 49 / dim / 2, abs=2e-3)
@@ -116,16 +104,16 @@ def test_prop_own_token_limit_switches_at_the_partition_function():
 
 def test_prop_dispersion_raises_entropy_where_the_own_token_has_taken_all():
     length, dim, mean = 1024, 4096, 9.0  # log T < ξ/λ < 2 log T
-    entropy = [float(concentrated_row(length, dim, torch.tensor([mean]), x).entropy) for x in (0.0, 1.5, 2.5)]
-    assert entropy[0] < entropy[1] < entropy[2]
-    assert entropy[2] > 2 * entropy[0]
+    expected = [float(concentrated_row(length, dim, torch.tensor([mean]), x).entropy) for x in (0.0, 1.5, 2.5)]
+    assert expected[0] < expected[1] < expected[2]
+    assert expected[2] > 2 * expected[0]
     rng = np.random.default_rng(3)
     simulated = []
     for _ in range(300):  # a symmetric W of this spectrum, by its action on one query of norm √d
         others = math.sqrt(mean**2 / dim + 2.5**2) * rng.standard_normal(length - 1)
         own = mean + math.sqrt(2) * 2.5 * rng.standard_normal()
-        simulated.append(entropies(np.append(others, own)[None])[0][0])
-    assert close(np.array(simulated), entropy[2])
+        simulated.append(entropy(softmax(np.append(others, own))))
+    assert close(simulated, expected[2])
 
 
 def test_concentrated_row_matches_matrices_with_a_drawn_spectrum():
@@ -139,7 +127,7 @@ def test_concentrated_row_matches_matrices_with_a_drawn_spectrum():
         x = rng.standard_normal((length, dim))
         x *= math.sqrt(dim) / np.linalg.norm(x, axis=1, keepdims=True)
         projected = x @ rotation
-        measured.append(entropies((projected[-64:] * values) @ projected.T)[0].mean())
+        measured.append(entropy(softmax((projected[-64:] * values) @ projected.T)).mean())
     expected = float(concentrated_row(length, dim, torch.tensor([mean]), dispersion).entropy)
     assert np.mean(measured) == pytest.approx(expected, abs=0.06)
 

@@ -27,8 +27,8 @@ def composite(x: np.ndarray) -> float:
 @given(SHAPES)
 def test_frobenius_residual_is_the_brute_force_minimum(shape):
     x = tokens(*shape).numpy()
-    found = optimize.minimize(lambda y: np.square(x - y).sum(), np.zeros(x.shape[1]), method="BFGS")
-    assert float(rank_residual(torch.tensor(x))) == pytest.approx(np.sqrt(found.fun / np.square(x).sum()), abs=1e-6)
+    best = optimize.minimize(lambda y: np.square(x - y).sum(), np.zeros(x.shape[1]), method="BFGS")
+    assert float(rank_residual(torch.tensor(x))) == pytest.approx(np.sqrt(best.fun / np.square(x).sum()), abs=1e-6)
 
 
 @settings(deadline=None)
@@ -63,11 +63,11 @@ def test_smallest_composite_residual_is_what_a_direct_search_reaches(seed):
     x = tokens(5, 2, seed).numpy()
     starts = [x.mean(0), np.median(x, 0), *x]
     options = {"xatol": 1e-9, "fatol": 1e-12, "maxiter": 4000}
-    found = min(
+    best = min(
         optimize.minimize(lambda y: composite(x - y), start, method="Nelder-Mead", options=options).fun
         for start in starts
     )
-    assert smallest_l1_linf_residual(torch.tensor(x)) == pytest.approx(found / composite(x), rel=5e-3)
+    assert smallest_l1_linf_residual(torch.tensor(x)) == pytest.approx(best / composite(x), rel=5e-3)
 
 
 @settings(deadline=None)

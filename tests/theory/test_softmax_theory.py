@@ -8,8 +8,14 @@ from scipy import integrate
 
 from qkrepro.errors import ArgumentError
 from qkrepro.theory.attention import attention_entropy, softmax_attention
-from qkrepro.theory.entropy import geometric_attention, geometric_entropy, normalised_walk_deficit
+from qkrepro.theory.entropy import geometric_entropy, normalised_walk_deficit
 from qkrepro.theory.tokens import random_walk
+
+
+def geometric_attention(xi, length):
+    """Attention of the last token of a raw walk when T ≪ d: geometric with ratio e^{−ξ̂} from the last token back."""
+    weights = torch.exp(-xi * torch.arange(length, dtype=torch.float64)).flip(0)
+    return weights / weights.sum()
 
 
 @pytest.mark.parametrize("xi", [1e-6, 0.1, 1.0, 5.0, 50.0])
@@ -49,7 +55,7 @@ def test_normalised_walk_deficit_matches_simulated_walks_within_a_hundredth(xi):
 
 def test_bad_input_is_named():
     with pytest.raises(ArgumentError, match="scaled_mean"):
-        geometric_attention(math.nan, 4)
+        geometric_entropy(math.nan, 4)
     with pytest.raises(ArgumentError, match=r"length must .*, got 1"):
         geometric_entropy(1.0, 1)
     with pytest.raises(ArgumentError, match="scaled_mean"):

@@ -55,9 +55,9 @@ def test_five_values_hold_no_interval_of_the_median():
 
 def test_tables_of_intervals_are_those_of_each_group_alone():
     table = pd.DataFrame({"cell": ["a"] * 6 + ["b"] * 6, "value": [1.0, 2, 3, 4, 5, 6, 5, 5, 5, 5, 5, 5]})
-    found = intervals(table, ["cell"], "value").set_index("cell")
-    assert found.loc["a"].tolist() == pytest.approx(list(t_interval([1.0, 2, 3, 4, 5, 6])))
-    assert found.loc["b"].tolist() == pytest.approx([5, 5, 5])
+    table_of_intervals = intervals(table, ["cell"], "value").set_index("cell")
+    assert table_of_intervals.loc["a"].tolist() == pytest.approx(list(t_interval([1.0, 2, 3, 4, 5, 6])))
+    assert table_of_intervals.loc["b"].tolist() == pytest.approx([5, 5, 5])
     assert median_intervals(table, ["cell"], "value").set_index("cell").loc["a"].tolist() == [3.5, 1, 6]
     assert quartiles(table, ["cell"], "value").loc[0, ["low", "median", "high"]].tolist() == [2.25, 3.5, 4.75]
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.linalg import eigvals, norm, qr
+from row_oracles import entropy, softmax, walks
 from scipy import integrate, optimize
 
 from qkrepro.theory.entropy import entropy_lower_bound
@@ -20,19 +21,6 @@ from qkrepro.theory.rank import mean_cosine_similarity, rank_residual, stable_ra
 from qkrepro.training.locater import project_gradients, recentre_trace
 
 seeds = st.integers(0, 10**6)
-
-
-def softmax(logits):
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def entropy(weights):
-    return -np.where(weights > 0, weights * np.log(np.maximum(weights, 1e-300)), 0).sum(-1)
-
-
-def walks(rng, samples, length, dim):
-    return rng.standard_normal((samples, length, dim)).cumsum(1)  # (samples, T, d)
 
 
 def projection(rng, dim, rank):
@@ -127,11 +115,11 @@ def test_lem_worst_logits_are_found_by_a_search_over_the_sphere(length, size):
         u = free - free.mean()
         return size * u / norm(u)
 
-    found = min(
+    reached = min(
         optimize.minimize(lambda free: entropy(softmax(on_sphere(free))), rng.standard_normal(length)).fun
         for _ in range(12)
     )
-    assert found == pytest.approx(least_entropy(size, length), abs=1e-7)
+    assert reached == pytest.approx(least_entropy(size, length), abs=1e-7)
     for up in range(1, length):  # k logits up, T − k down: one is worst
         u = on_sphere(np.r_[np.ones(up), np.zeros(length - up)])
         excess = entropy(softmax(u)) - least_entropy(size, length)
@@ -142,11 +130,11 @@ def test_lem_worst_logits_are_found_by_a_search_over_the_sphere(length, size):
 def test_prop_entropy_bound_is_never_violated_and_the_centred_one_is_sharper(length, dim, scale, seed):
     rng = np.random.default_rng(seed)
     x, w = scale * rng.standard_normal((length, dim)), rng.standard_normal((dim, dim))
-    found = entropy(softmax(x @ w.T @ x[-1]))
+    reached = entropy(softmax(x @ w.T @ x[-1]))
     published = norm(w, 2) * norm(x @ x.T, 2)
     centred = norm(w, 2) * norm(x - x.mean(0), 2) * norm(x[-1])
     assert centred <= published * (1 + 1e-12)
-    assert found >= least_entropy(centred, length) - 1e-10 >= least_entropy(published, length) - 2e-10
+    assert reached >= least_entropy(centred, length) - 1e-10 >= least_entropy(published, length) - 2e-10
 
 
 def test_prop_entropy_bound_is_attained_with_orthogonal_tokens_and_without():
@@ -286,10 +274,10 @@ def test_prop_locater_minimiser_is_found_from_every_start(rank, dim, tau):
             result = omega(w_q, w_k, tau)
             return result.item(), torch.cat([g.flatten() for g in torch.autograd.grad(result, (w_q, w_k))]).numpy()
 
-        found = optimize.minimize(value, parts.flatten().numpy(), jac=True, method="BFGS", options={"gtol": 1e-10})
-        w_q, w_k = torch.tensor(found.x).view_as(parts)
+        reached = optimize.minimize(value, parts.flatten().numpy(), jac=True, method="BFGS", options={"gtol": 1e-10})
+        w_q, w_k = torch.tensor(reached.x).view_as(parts)
         w = (w_q.mT @ w_k).numpy()
-        assert found.fun == pytest.approx(tau**2 / (rank + 1), abs=1e-9)
+        assert reached.fun == pytest.approx(tau**2 / (rank + 1), abs=1e-9)
         assert np.trace(w) == pytest.approx(tau * rank / (rank + 1), abs=1e-5)
         np.testing.assert_allclose(w @ w * (rank + 1) / tau, w, atol=1e-4)  # a multiple of a projection
         np.testing.assert_allclose(w, w.T, atol=1e-4)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.linalg import det, eigvals, norm
+from row_oracles import close, entropy, softmax, walks
 from scipy import integrate, stats
 
 from qkrepro.theory.attention import piecewise_linear_attention, softmax_attention
@@ -24,10 +25,6 @@ PAGES = Path(__file__).parents[2] / "book"
 PHI = stats.norm.cdf
 
 
-def walks(rng, samples, length, dim):
-    return rng.standard_normal((samples, length, dim)).cumsum(1)  # (samples, T, d)
-
-
 def walk_logits(x, m):
     return np.einsum("nti,ji,nj->nt", x, m, x[:, -1])  # (samples, T)
 
@@ -36,21 +33,10 @@ def centred(logits):
     return logits - logits.mean(-1, keepdims=True)
 
 
-def softmax(logits):
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
 def position(i, length):
     """γ, D and αβ of token i."""
     gamma, d = i - (length + 1) / 2, (length**2 - 1) / 12
     return gamma, d, gamma**2 + d
-
-
-def close(samples, value, errors=4.5):
-    """Whether the mean of samples lies within so many standard errors of value."""
-    samples = np.asarray(samples, dtype=float)
-    return abs(samples.mean() - value) <= errors * samples.std() / np.sqrt(len(samples))
 
 
 def test_every_proposition_has_a_test_of_its_name():
@@ -278,8 +264,7 @@ def test_prop_antisymmetric_head_is_stationary_on_the_cycle():
     rng = np.random.default_rng(12)
     m = rng.standard_normal((4, 4))
     weights = softmax(3 * walk_logits(walks(rng, 60_000, 6, 4), m - m.T))
-    entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(1).mean()
-    assert entropy < 0.2 * np.log(6)  # low entropy, and yet
+    assert entropy(weights).mean() < 0.2 * np.log(6)  # low entropy, and yet
     for i in range(6):
         assert close(weights[:, i], 1 / 6)
         assert close(weights[:, i] * weights[:, (i + 1) % 6] - weights[:, 0] * weights[:, 1], 0)
@@ -334,9 +319,9 @@ def test_prop_localization_index_is_one_minus_the_width_of_an_indicator(width, h
     theta = (torch.arange(20_000, dtype=torch.float64) + 1) / 20_000
     left = start * (1 - width)
     rho = height * ((theta > left) & (theta < left + width)).double()
-    found = localization(theta, rho)
-    assert float(found.index) == pytest.approx(1 - width, abs=1e-3)
-    assert float(found.centre) == pytest.approx(left + width / 2, abs=1e-3)
-    assert float(found.level) == pytest.approx(height * width, abs=1e-3)
+    shape = localization(theta, rho)
+    assert float(shape.index) == pytest.approx(1 - width, abs=1e-3)
+    assert float(shape.centre) == pytest.approx(left + width / 2, abs=1e-3)
+    assert float(shape.level) == pytest.approx(height * width, abs=1e-3)
     bumpy = 1 + 0.5 * torch.sin(20 * theta)
     assert 0 < float(localization(theta, bumpy).index) < 1

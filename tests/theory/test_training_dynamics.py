@@ -13,13 +13,20 @@ from qkrepro.theory.training_dynamics import (
     penalty,
     penalty_flow,
     penalty_gradient,
-    smallest_curvature,
 )
 
 
 def draw(seed, d_head, d_model, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(2, d_head, d_model, generator=generator, dtype=torch.float64)
+
+
+def smallest_curvature(w_q, w_k, tau):
+    """Smallest eigenvalue of the Hessian of Ω at one head: negative at every saddle."""
+    hessian = torch.autograd.functional.hessian(
+        lambda weights: penalty(*weights.reshape(2, *w_q.shape), tau), torch.stack([w_q, w_k]).reshape(-1)
+    )
+    return float(torch.linalg.eigvalsh(hessian)[0])
 
 
 @given(seed=st.integers(0, 10**6), decay=st.sampled_from([0.0, 0.3]))
