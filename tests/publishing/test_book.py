@@ -102,7 +102,7 @@ def test_the_smoke_profile_is_rendered_apart_and_changes_nothing_committed(copy:
 
 @pytest.mark.slow
 def test_a_changed_function_re_executes_what_depends_on_it_and_the_figure_changes(copy: Copy) -> None:
-    copy.change("qkrepro/evidence/style.py", '"figure.dpi": 110', '"figure.dpi": 60')
+    copy.change("qkrepro/evidence/style.py", '"figure.dpi": 200', '"figure.dpi": 60')
     checked = copy.qkrepro("figures", "--check")
     assert checked.returncode == 1
     assert "changed: qkrepro.evidence.style" in checked.stdout
