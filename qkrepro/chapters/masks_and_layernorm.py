@@ -7,6 +7,7 @@ Source: book, "Masks and LayerNorm"; Wu, Ajorlou, Wang, Jegelka, Jadbabaie 2024 
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,7 +20,7 @@ from qkrepro.evidence.style import COLOURS, label_lines
 from qkrepro.evidence.verdicts import HALF, ROUNDING, above, settings_verdict, universal_verdict
 from qkrepro.theory.attention import attention_logits, causal_mask, softmax_attention
 from qkrepro.theory.depth import Spectrum, Stack, draw_tokens
-from qkrepro.theory.rank import rank_residual, stable_rank
+from qkrepro.theory.rank import stable_rank
 from qkrepro.theory.spectrum import random_rotation, random_spectrum_matrix
 from qkrepro.theory.statistics import t_interval
 
@@ -69,7 +70,7 @@ def residuals(
     for seed in seeds:
         generator = Generator().manual_seed(seed)
         tokens, drawn = draw_tokens(stack, generator), masks(stack.length, windows, generator)
-        size = {"generator": generator, "batch": (stack.layers,)}
+        size: dict[str, Any] = {"generator": generator, "batch": (stack.layers,)}
         units = random_spectrum_matrix(stack.dim, 0.0, 1.0, **size) / math.sqrt(stack.dim)  # (layers, d, d)
         values = random_rotation(stack.dim, **size)  # (layers, d, d)
         visible = torch.stack(list(drawn.values()))  # (masks, T, T)
@@ -87,7 +88,8 @@ def residuals(
 
 def centred_norm(x: Tensor) -> Tensor:
     """Return ‖x − 1x̄ᵀ‖_F of tokens (..., T, d), (...)."""
-    return rank_residual(x) * torch.linalg.matrix_norm(x)
+    norm: Tensor = torch.linalg.matrix_norm(x - x.mean(-2, keepdim=True))
+    return norm
 
 
 def decay_rates(table: pd.DataFrame) -> pd.DataFrame:
@@ -196,7 +198,7 @@ def local_is_slower(tables: Tables) -> Verdict:
         windows = sorted((name for name in wide if str(name).startswith("window")), key=_width, reverse=True)
         order = ["causal", *windows]
         for broad, narrow in itertools.pairwise(order):
-            cases[f"{narrow} against {broad}, {spectrum}"] = above(t_interval(wide[narrow] - wide[broad]), 0)
+            cases[f"{narrow} against {broad}, {spectrum!s}"] = above(t_interval(wide[narrow] - wide[broad]), 0)
     return settings_verdict(cases)
 
 
@@ -240,7 +242,7 @@ def plot_residuals(table: pd.DataFrame, axis: Axes) -> None:
     """Draw the median residual over depth, one line a mask, down to a millionth; table: mask, layer, residual."""
     for mask, group in table.groupby("mask", sort=False):
         median = group.groupby("layer")["residual"].median().loc[lambda line: line > ROUNDING]
-        style = {"color": COLOURS["baseline"], "linestyle": "--"} if mask == DISCONNECTED else {}
+        style: dict[str, Any] = {"color": COLOURS["baseline"], "linestyle": "--"} if mask == DISCONNECTED else {}
         axis.plot(median.index, median, label=str(mask), **style)
     axis.set(yscale="log", ylim=(ROUNDING / 2, 1.5), xlabel="layer", ylabel="residual, relative to the input")
     label_lines(axis)
