@@ -19,6 +19,7 @@ BROWSER_STAMP = .venv/.browser-$(PINNED)
 SITE = $(if $(filter quick,$(PROFILE)),_build/html,_build/$(PROFILE)/html)
 NOTEBOOK_ENV = -u MPLBACKEND -u COLUMNS OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 PYTHONHASHSEED=0 \
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 QKREPRO_NUMBERS=$(CURDIR)/_build/reexecuted
+ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .PHONY: help install book html serve repeat archive test test-all lint notebooks processors unit slow pins clean distclean
 .DEFAULT_GOAL := help
@@ -34,7 +35,7 @@ $(STAMP):
 		echo "make: no Python 3.11, 3.12 or 3.13 was found. On Debian 12: apt install make git python3-venv"; \
 		echo "make: or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; fi
 	@$(PYTHON) -c '$(FITS)' || { \
-		echo "make: PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1); allowed: Python 3.11, 3.12 or 3.13"; exit 1; }
+		echo "make: PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1); it must be Python 3.11, 3.12 or 3.13"; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 		echo "make: $(PYTHON) has no venv module. On Debian 12: apt install make git python3-venv"; exit 1; }
 	@[ -x $(BIN)/python ] && $(BIN)/python -c '$(FITS)' 2>/dev/null || { \
@@ -70,7 +71,7 @@ archive: $(STAMP) ## Put all records, with their digests, into one archive
 
 test: lint notebooks unit ## Everything quick: ruff, mypy, nbval, pytest
 
-test-all: test processors slow ## The slow tests too: other instructions, budgets, strict builds, browser
+test-all: test processors slow ## The slow tests too: other instructions, strict builds, browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -80,17 +81,17 @@ lint: $(STAMP)
 notebooks: $(STAMP)
 	@rm -rf _build/reexecuted && mkdir -p _build/reexecuted
 	env $(NOTEBOOK_ENV) $(BIN)/pytest -n 2 --dist loadfile -p agreeing_outputs --nbval --nbval-current-env notebooks
-	env $(NOTEBOOK_ENV) $(BIN)/pytest -q tests/reexecuted_numbers.py
+	env $(NOTEBOOK_ENV) $(BIN)/pytest -q tests/reexecuted_notebooks.py
 
 processors: $(STAMP) ## All notebooks again with the instructions of other processors
 	ATEN_CPU_CAPABILITY=avx2 $(MAKE) --no-print-directory notebooks
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(MAKE) --no-print-directory notebooks
 
 unit: $(STAMP)
-	$(BIN)/pytest -n 2 -m "not slow"
+	env $(ONE_THREAD) $(BIN)/pytest -n 2 -m "not slow"
 
 slow: $(STAMP) $(BROWSER_STAMP)
-	$(BIN)/pytest -m slow
+	env $(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadgroup -m slow
 
 pins: $(STAMP) ## Resolve the pinned versions anew
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv

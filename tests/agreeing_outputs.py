@@ -1,23 +1,27 @@
 """A plugin of pytest for nbval: cells must run, and their text must agree as `agreement` says, not byte for byte.
 
 `make notebooks` loads it. A difference is told with the notebook, its cell, the two values, the tolerance, and the
-processors here and of the record.
+processors here and of the record. What each kernel used is kept beside the numbers, for `reexecuted_notebooks`.
 """
 
+import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agreement import processor_of, text_difference
-from nbval.plugin import IPyNbCell
+from nbval.plugin import IPyNbCell, IPyNbFile
 
+from qkrepro.publishing.kernel import process_cost
 from qkrepro.publishing.notebooks import joined_streams
 from qkrepro.training.records import processor
 
 TEXTS = ("text/plain", "text/markdown", "text/html", "application/papermill.record/text/plain")
 _PICTURE = re.compile(r"data:image/png;base64,[^\"]*")  # in HTML: pictures differ by a last bit of a position
 NUMBERS = Path(__file__).parent.parent / "notebooks" / "numbers"
+COSTS = "costs"  # folder below $QKREPRO_NUMBERS, one file per notebook
 
 
 def outputs_difference(new: Sequence[Any], old: Sequence[Any]) -> str | None:
@@ -54,4 +58,15 @@ def _joined(outputs: Sequence[Any]) -> list[Any]:
     return joined_streams(list(outputs))
 
 
+def teardown(self: Any) -> None:
+    """In place of nbval's own end of a notebook: keep what its kernel used, then stop it."""
+    if self.kernel is not None and self.kernel.is_alive():
+        cpu_s, peak_mb = process_cost(self.kernel.km.provisioner.pid)
+        path = Path(os.environ["QKREPRO_NUMBERS"]) / COSTS / f"{self.path.stem}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"cpu_s": cpu_s, "peak_mb": peak_mb}), encoding="utf-8")
+        self.kernel.stop()
+
+
 IPyNbCell.compare_outputs = compare_outputs
+IPyNbFile.teardown = teardown

@@ -20,9 +20,10 @@ from qkrepro.errors import ShapeError, check_number
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.verdicts import HALF, above, both, settings_verdict
 from qkrepro.evidence.wording import plain
-from qkrepro.theory.depth import MEASURES, Spectrum, Stack, TokenLaw, depth_experiment, draw_tokens
+from qkrepro.theory.depth import MEASURES, Spectrum, Stack, depth_experiment
 from qkrepro.theory.rank import Array, checked_tokens, l1_linf_norm, rank_residual
 from qkrepro.theory.statistics import median_interval, quartiles
+from qkrepro.theory.tokens import TokenLaw
 
 READS: tuple[str, ...] = ()
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -129,7 +130,7 @@ def composite_table(*, dim: int, length: int, seeds: Iterable[int]) -> pd.DataFr
     rows = []
     for law in ("random walk", "independent"):
         for seed in seeds:
-            x = draw_tokens(Stack(tokens=law, length=length, dim=dim), Generator().manual_seed(seed))
+            x = Stack(tokens=law, length=length, dim=dim).draw_input(Generator().manual_seed(seed))
             at_mean, least = float(rank_residual(x, "l1-linf")), smallest_l1_linf_residual(x)
             rows.append({"tokens": law, "seed": seed, "at_mean": at_mean, "smallest": least, "ratio": at_mean / least})
     return pd.DataFrame(rows)

@@ -146,7 +146,7 @@ def antisymmetric_walks(
 def _part_shares(m: Tensor, length: int, draws: int, parts: int, generator: Generator) -> Tensor:
     """Share of keys that pass in each part of each of `draws` walks, (draws, parts); the query is the last token."""
     walks = random_walk(length, len(m), batch=draws, generator=generator)  # (draws, T, d)
-    logits = (walks @ (m @ walks[:, -1, :, None])).squeeze(-1)  # (draws, T), x_iᵀ M x_T
+    logits = (walks @ (m.mT @ walks[:, -1, :, None])).squeeze(-1)  # (draws, T), x_Tᵀ M x_i
     return (saturation(logits) == 0).double().view(draws, parts, -1).mean(-1)
 
 

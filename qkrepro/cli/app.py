@@ -104,7 +104,9 @@ def figures(
         str, typer.Option(help="Parameters to run with: smoke, quick (what is committed), paper.")
     ] = "quick",
     force: Annotated[bool, typer.Option("--force", help="Execute notebooks that are up to date too.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only say what is stale; exit 1 when something is.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Name what is stale and run nothing; exit 1 when something is.")
+    ] = False,
     repeat: Annotated[
         bool, typer.Option("--repeat", help="Execute once more, apart, and compare; exit 1 when something differs.")
     ] = False,
@@ -115,10 +117,10 @@ def figures(
     from qkrepro.publishing.execution import repeat_figures, run_figures
 
     if repeat:
-        if repeat_figures(names or [], say=typer.echo):
+        if repeat_figures(names or [], log=typer.echo):
             raise typer.Exit(1)
         return
-    stale = run_figures(names or [], profile, force=force, check=check, say=typer.echo)
+    stale = run_figures(names or [], profile, force=force, check=check, log=typer.echo)
     if check and stale:
         raise typer.Exit(1)
     if not check and profile == COMMITTED_PROFILE:
@@ -134,7 +136,7 @@ def html(
     """Build the site from the outputs at hand; strict, and complete without a network."""
     from qkrepro.publishing.site import build_site
 
-    folder = build_site(profile, draft=draft, say=typer.echo)
+    folder = build_site(profile, draft=draft, log=typer.echo)
     typer.echo(f"the book is {folder / 'index.html'}")
 
 
@@ -228,7 +230,7 @@ def sweep(
     """Run what is not recorded yet of a sweep file's cross product, and print the table of its records."""
     from qkrepro.training.sweep import run_sweep
 
-    outcome = run_sweep(file, data=data, runs=runs, scheduler=scheduler, workers=workers, say=typer.echo)
+    outcome = run_sweep(file, data=data, runs=runs, scheduler=scheduler, workers=workers, log=typer.echo)
     typer.echo(outcome.table.to_string(index=False))
     if outcome.failed:
         raise typer.Exit(1)
@@ -245,7 +247,7 @@ def walk(
     """Hold the tokens of trained models against the random walk of the theory, and keep the tables beside the sweep."""
     from qkrepro.training.walk_checks import write_walk_records
 
-    folder = write_walk_records(file, runs, data, say=typer.echo)
+    folder = write_walk_records(file, runs, data, log=typer.echo)
     typer.echo(f"written to {folder}")
 
 

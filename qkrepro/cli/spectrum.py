@@ -41,8 +41,8 @@ class SpectrumRequest:
     seed: int = 0
 
 
-def run_spectrum(request: SpectrumRequest, say: Callable[[str], None]) -> None:
-    """Read the model, then write the table to `out` (or say it) and the figure to `plot`.
+def run_spectrum(request: SpectrumRequest, log: Callable[[str], None]) -> None:
+    """Read the model, then write the table to `out` (or log it) and the figure to `plot`.
 
     Raises ArgumentError for options that do not fit, CheckpointError for a model that cannot be read. Nothing is
     written unless all of it could be computed.
@@ -66,13 +66,13 @@ def run_spectrum(request: SpectrumRequest, say: Callable[[str], None]) -> None:
     whole = joined([columns for columns, _, _ in rows])
     if request.plot is not None:
         _plot(whole, [eigenvalues for _, eigenvalues, _ in rows if eigenvalues is not None], request.plot)
-    write_table(whole, request.format, request.out, say)
+    write_table(whole, request.format, request.out, log)
     if request.format == "table":
         for note in rows[0][2]:
-            say(note)
+            log(note)
 
 
-def write_table(table: Columns, kind: str, out: Path | None, say: Callable[[str], None]) -> None:
+def write_table(table: Columns, kind: str, out: Path | None, log: Callable[[str], None]) -> None:
     """Write the table as text, CSV, JSON (records) or Parquet to the file, whole or not at all, or log it."""
     if kind == "parquet":
         import pandas as pd
@@ -82,7 +82,7 @@ def write_table(table: Columns, kind: str, out: Path | None, say: Callable[[str]
         return
     text = columns_as_text(table, kind)
     if out is None:
-        say(text)
+        log(text)
     else:
         write_atomically(out, f"{text}\n".encode())
 
@@ -172,9 +172,9 @@ def _tables(towers: list[Tower], wanted: list[int] | None, options: TableOptions
 
     def rows(place: tuple[Tower, int]) -> list[Rows]:
         layer = read_layer(*place)
-        said = list(notes(layer, options))
+        remarks = list(notes(layer, options))
         tables = layer_tables(layer, options, chance)
-        return [(columns, eigenvalues if keep else None, said) for columns, eigenvalues in tables]
+        return [(columns, eigenvalues if keep else None, remarks) for columns, eigenvalues in tables]
 
     for tables in _with_bar(_in_order(rows, chosen, threads), len(chosen)):
         yield from tables

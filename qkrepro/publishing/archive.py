@@ -59,9 +59,9 @@ def write_archive(root: Path, path: Path | None = None) -> Archive:
 def archived_files(root: Path) -> list[str]:
     """Return the files of the checkout that go into the archive, relative to it, sorted."""
     folders = [path.parent for path in (root / "results").rglob("run.json") if is_recorded(path.parent)]
-    found = [folder / name for folder in folders for name in RECORD_FILES]
-    found += [path for pattern in BESIDE for path in root.glob(pattern)]
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    paths = [folder / name for folder in folders for name in RECORD_FILES]
+    paths += [path for pattern in BESIDE for path in root.glob(pattern)]
+    return sorted(path.relative_to(root).as_posix() for path in paths)
 
 
 def unfinished(root: Path) -> list[str]:

@@ -82,34 +82,34 @@ def run_figures(
     *,
     force: bool = False,
     check: bool = False,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[str]:
     """Execute the stale ones of the named notebooks (default: all), with a line about each; returns their names.
 
-    force: execute those that are up to date too. check: only say what is stale, and execute nothing.
+    force: execute those that are up to date too. check: name what is stale and execute nothing.
     Raises ArgumentError for an unknown name or profile, NotebookError when a notebook failed (after the others ran).
     """
     root = book_root()
     chapters = find_chapters(root, names, profile)
     reasons = {chapter.name: ["forced"] if force else stale_inputs(root, chapter) for chapter in chapters}
     todo = [chapter for chapter in chapters if reasons[chapter.name]]
-    say(f"profile {profile}: {len(chapters) - len(todo)} of {len(chapters)} notebooks up to date, {len(todo)} to run")
+    log(f"profile {profile}: {len(chapters) - len(todo)} of {len(chapters)} notebooks up to date, {len(todo)} to run")
     if names and not todo:
-        say("nothing to run, since nothing that they depend on changed; --force executes them all the same")
+        log("nothing to run, since nothing that they depend on changed; --force executes them all the same")
     failures = []
     for number, chapter in enumerate(todo, 1):
         label, left = f"[{number}/{len(todo)}] {chapter.name}", len(todo) - number
-        say(f"{label}: {_because(reasons[chapter.name])}")
+        log(f"{label}: {_because(reasons[chapter.name])}")
         if check:
             continue
         try:
             cost = execute(root, chapter, label)
         except NotebookError as error:
             failures.append(str(error))
-            say(f"{label}: FAILED, {error}")
+            log(f"{label}: FAILED, {error}")
             continue
         _keep_cost(root, chapter, cost)
-        say(f"{label}: {cost.wall_s:.1f} s (CPU {cost.cpu_s:.1f} s, peak {cost.peak_mb:.0f} MB), {left} left")
+        log(f"{label}: {cost.wall_s:.1f} s (CPU {cost.cpu_s:.1f} s, peak {cost.peak_mb:.0f} MB), {left} left")
     if failures:
         raise NotebookError(
             f"{len(failures)} of {len(todo)} notebooks failed, nothing of them changed: {'; '.join(failures)}"
@@ -272,7 +272,7 @@ def _keep_cost(root: Path, chapter: Chapter, cost: Cost) -> None:
     write_atomically(path, (json.dumps(costs, indent=1, sort_keys=True) + "\n").encode())
 
 
-def repeat_figures(names: Sequence[str] = (), *, say: Callable[[str], None] = print) -> list[str]:
+def repeat_figures(names: Sequence[str] = (), *, log: Callable[[str], None] = print) -> list[str]:
     """Execute the named notebooks (default: all) once more, apart, and return those that gave something else.
 
     Changes no notebook; the digests of both executions are kept in `book/generated/repetition.csv`, from which the site
@@ -282,15 +282,15 @@ def repeat_figures(names: Sequence[str] = (), *, say: Callable[[str], None] = pr
     root, rows = book_root(), []
     for chapter in find_chapters(root, names, COMMITTED_PROFILE):
         if stale := stale_inputs(root, chapter):
-            say(f"{chapter.name}: not repeated, its outputs are stale ({stale[0]})")
+            log(f"{chapter.name}: not repeated, its outputs are stale ({stale[0]})")
             continue
         with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
             again, cost = run_apart(root, chapter, Path(scratch), chapter.name)
             numbers = Path(scratch) / "numbers" / f"{chapter.name}.json"
-            found = output_digests(again, numbers)
+            after = output_digests(again, numbers)
         before = output_digests(read_notebook(chapter.target), numbers_folder() / numbers.name)
-        rows.append([chapter.name, *(digest for pair in zip(before, found, strict=True) for digest in pair)])
-        say(f"{chapter.name}: {cost.wall_s:.1f} s, {'the same' if before == found else 'NOT the same'}")
+        rows.append([chapter.name, *(digest for pair in zip(before, after, strict=True) for digest in pair)])
+        log(f"{chapter.name}: {cost.wall_s:.1f} s, {'the same' if before == after else 'NOT the same'}")
     table = pd.DataFrame(rows, columns=COLUMNS)
     _keep(root, table)
     return [str(row["notebook"]) for _, row in table.iterrows() if _differs(row)]
@@ -326,18 +326,18 @@ def repetition_page(root: Path) -> str:
         now = dict(zip(("text", "pictures", "numbers"), output_digests(read_notebook(notebook), numbers), strict=True))
         row = by_name.get(notebook.stem)
         if row is None or any(row[what] != digest for what, digest in now.items()):
-            said = ["not repeated since it was executed", "", ""]
+            results = ["not repeated since it was executed", "", ""]
         else:
-            said = ["the same" if row[what] == row[f"{what}_again"] else "**different**" for what in now]
-        lines.append(f"| {{doc}}`../notebooks/{notebook.stem}` | {' | '.join(said)} |")
+            results = ["the same" if row[what] == row[f"{what}_again"] else "**different**" for what in now]
+        lines.append(f"| {{doc}}`../notebooks/{notebook.stem}` | {' | '.join(results)} |")
     places = sorted(set(kept["where"])) if "where" in kept else []
     return "\n".join(lines) + "\n" + "".join(f"\nRepeated with {where}.\n" for where in places)
 
 
 def _keep(root: Path, table: pd.DataFrame) -> None:
     """Put the rows beside those of other notebooks that were kept before."""
-    found, path = environment(), root / KEPT
-    where = f"Python {platform.python_version()}, PyTorch {found['torch']}, {found['processor']}"
+    versions, path = environment(), root / KEPT
+    where = f"Python {platform.python_version()}, PyTorch {versions['torch']}, {versions['processor']}"
     table = table.assign(where=where)
     if path.is_file():
         old = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -1,8 +1,8 @@
 """The page "The plane": what a head does, as a function of the mean and the dispersion of its spectrum.
 
-Three scripts and their style lie in book/_static/explorer: `values.js` (written by `qkrepro explorer`), `laws.js` (the
-mathematics on these values) and `explorer.js` (what is drawn). When the site is built this module adds what follows
-from records that may change: the marks (`explorer_marks`), the page's controls, and the counts that its text names.
+Its scripts and their style lie beside this module in `plane`: `laws.js` (the mathematics on the record of values, which
+`qkrepro explorer` writes) and `explorer.js` (what is drawn). When the site is built this module adds what follows from
+records that may change: the values, the marks (`explorer_marks`), the page's controls, and the counts in its text.
 Source: book, "Both at once", "Real weights", "LocAteR".
 """
 
@@ -11,14 +11,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from qkrepro.publishing.explorer_marks import BEND, MarkGroup, mark_states, neighbour_correlation, plane_marks
 from qkrepro.publishing.explorer_values import LAYERS, LENGTH, SOFTMAXES, VALUES, read_values
-from qkrepro.theory.depth import TOKEN_LAWS, TokenLaw
+from qkrepro.theory.tokens import TOKEN_LAWS, TokenLaw
 
-SCRIPTS = "../_static/explorer"
+SCRIPTS = "../_static/explorer"  # as the page addresses them
 DEPTH = 8  # layers of the table, as in the central figure
 LENGTHS = (64, 256, 1024, 8192)  # T of the profile
 LEGEND = {  # of `explorer_marks.STATES`
@@ -67,7 +68,7 @@ def _at_most(count: int) -> str:
 
 
 def write_explorer(root: Path, work: Path) -> None:
-    """Put what the page needs into the staged sources `work`: controls, table, marks and Vega.
+    """Put what the page needs into the staged sources `work`: controls, table, scripts, values, marks and Vega.
 
     Raises ArgumentError when the record of values is missing or damaged.
     """
@@ -76,9 +77,12 @@ def write_explorer(root: Path, work: Path) -> None:
     written = {
         "book/generated/explorer.html": page_fragment(groups, values),
         "book/generated/explorer_counts.md": counts_table(groups, values) + neighbours_line(root),
+        "local/explorer/values.js": (root / VALUES).read_text(encoding="utf-8"),
         "local/explorer/marks.js": f"window.explorerMarks = {marks};\n",
         "local/vega/vega.js": vega_library(),
     }
+    for own in files("qkrepro.publishing").joinpath("plane").iterdir():
+        written[f"local/explorer/{own.name}"] = own.read_text(encoding="utf-8")
     for path, text in written.items():
         (work / path).parent.mkdir(parents=True, exist_ok=True)
         (work / path).write_text(text, encoding="utf-8")

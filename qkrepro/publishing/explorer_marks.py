@@ -18,7 +18,7 @@ import pandas as pd
 from qkrepro.evidence.numbers import load_numbers
 from qkrepro.evidence.verdicts import HALF
 from qkrepro.publishing.explorer_values import SOFTMAXES
-from qkrepro.theory.depth import TOKEN_LAWS
+from qkrepro.theory.tokens import TOKEN_LAWS
 from qkrepro.theory.xavier import xavier_law
 from qkrepro.training.records import read_records
 
@@ -146,8 +146,8 @@ def mark_states(groups: Mapping[str, MarkGroup], values: Mapping[str, Any], laye
             states = cell_states(values, tokens, softmax, layer)
             for key in (key for key, group in groups.items() if group.counted):
                 cells = [nearest_cell(point.x, point.y, grid) for point in groups[key].points]
-                found = [states[column * len(grid["dispersions"]) + row] for column, row in cells]
-                counts = {state: found.count(state) for state in STATES}
+                kinds = [states[column * len(grid["dispersions"]) + row] for column, row in cells]
+                counts = {state: kinds.count(state) for state in STATES}
                 rows.append({"tokens": tokens, "softmax": softmax, "group": key, **counts})
     return pd.DataFrame(rows)
 
@@ -155,8 +155,8 @@ def mark_states(groups: Mapping[str, MarkGroup], values: Mapping[str, Any], laye
 def neighbour_correlation(root: Path) -> tuple[float, float]:
     """Least and greatest correlation of neighbouring increments in the marked runs: −1/2 for independent tokens."""
     checks = pd.read_csv(root / "results" / "walk" / RUNS / "checks.csv")
-    found = checks.loc[checks["quantity"] == "neighbours", "tokens"]
-    return float(found.min()), float(found.max())
+    values = checks.loc[checks["quantity"] == "neighbours", "tokens"]
+    return float(values.min()), float(values.max())
 
 
 def _run_words(run: "pd.Series[Any]") -> str:

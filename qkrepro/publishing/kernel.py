@@ -26,7 +26,7 @@ class _MeasuredClient(PapermillNotebookClient):  # type: ignore[misc]
 
     def papermill_execute_cells(self) -> None:
         super().papermill_execute_cells()
-        self.used = _used(self.km.provisioner.pid)
+        self.used = process_cost(self.km.provisioner.pid)
 
 
 class _Engine(NBClientEngine):  # type: ignore[misc]
@@ -66,7 +66,7 @@ def run_notebook(
     return used[0]
 
 
-def _used(pid: int) -> tuple[float, float]:
+def process_cost(pid: int) -> tuple[float, float]:
     """Return the processor seconds and peak memory in MB of a process.
 
     Where no peak is kept (macOS), it is the memory now.

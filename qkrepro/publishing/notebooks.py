@@ -46,15 +46,15 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 def colab_cell(notebook: NotebookNode) -> NotebookNode | None:
     """Return the cell for Colab as it was written, whoever ran it since; None where there is none."""
-    found = next(filter(_is_for_colab, notebook.cells), None)
-    return found and nbformat.from_dict({**found, "execution_count": None, "outputs": []})
+    cell = next(filter(_is_for_colab, notebook.cells), None)
+    return cell and nbformat.from_dict({**cell, "execution_count": None, "outputs": []})
 
 
 def with_colab_cell(notebook: NotebookNode, cell: NotebookNode | None) -> NotebookNode:
     """Return the notebook with this cell before its first code cell, and no other one for Colab; None: with none."""
-    cells = [each for each in notebook.cells if not _is_for_colab(each)]
+    cells = [other for other in notebook.cells if not _is_for_colab(other)]
     if cell is not None:
-        cells.insert(next((i for i, each in enumerate(cells) if each.cell_type == "code"), len(cells)), cell)
+        cells.insert(next((i for i, other in enumerate(cells) if other.cell_type == "code"), len(cells)), cell)
     notebook.cells = cells
     return notebook
 

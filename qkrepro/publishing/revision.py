@@ -23,7 +23,7 @@ def file_revision(root: Path, path: Path) -> str:
 
     A "+" follows when the file was changed since.
     """
-    found = git(root, "log", "-1", "--format=%h", "--", str(path))
-    if not found:
+    revision = git(root, "log", "-1", "--format=%h", "--", str(path))
+    if not revision:
         return "not committed" if git(root, "rev-parse", "HEAD") else NO_REVISION
-    return found + "+" * bool(git(root, "status", "--porcelain", "--", str(path)))
+    return revision + "+" * bool(git(root, "status", "--porcelain", "--", str(path)))

@@ -35,7 +35,7 @@ from qkrepro.publishing.site_check import site_problems
 MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
 
 
-def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Callable[[str], None] = print) -> Path:
+def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, log: Callable[[str], None] = print) -> Path:
     """Build the site of a profile and return its folder.
 
     draft: leave out pages of the table of contents that are not there yet, and only tell what is wrong.
@@ -52,13 +52,13 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Ca
     target = root / "_build" / "html" if profile == COMMITTED_PROFILE else place / "html"
     with tempfile.TemporaryDirectory(prefix="site-", dir=place) as scratch:  # its own: two builds do not meet
         work = Path(scratch)
-        say("site: copying the sources")
+        log("site: copying the sources")
         pages = stage(root, work, profile, draft=draft)
         problems = unusable_notebooks(work, pages)
         if problems and not draft:
             raise SiteError(f"{'; '.join(problems)}; run `qkrepro figures` first")
-        say(f"site: building {len(pages)} pages" + ("" if draft else ", warnings are errors"))
-        built = run_jupyter_book(work, place / "site.log", strict=not draft, say=say)
+        log(f"site: building {len(pages)} pages" + ("" if draft else ", warnings are errors"))
+        built = run_jupyter_book(work, place / "site.log", strict=not draft, log=log)
         _name_the_source_of_the_changelog(built)
         _give_the_entrance_an_icon(built)
         _name_the_toggles(built)
@@ -66,10 +66,10 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, say: Ca
         if problems and not draft:
             raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
         for problem in problems:
-            say(f"site: {problem}")
+            log(f"site: {problem}")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(built, target)
-    say(f"site: {len(pages)} pages in {time.perf_counter() - start:.1f} s, {describe_size(target)}")
+    log(f"site: {len(pages)} pages in {time.perf_counter() - start:.1f} s, {describe_size(target)}")
     return target
 
 
@@ -103,23 +103,24 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     write_explorer(root, work)
     write_provenance(root, work, profile)
     write_threshold_figures(work / "book" / "generated")
-    changes = changes_page(changed_since_the_first_edition(root, verdicts()))
+    judged = verdicts()
+    changes = changes_page(changed_since_the_first_edition(root, judged))
     (work / "book" / "generated" / "changes.md").write_text(changes, encoding="utf-8")
     (work / "book" / "generated" / "repetition.md").write_text(repetition_page(root), encoding="utf-8")
-    write_front_page(root, work, verdicts())
+    write_front_page(root, work, judged)
     return [page for page in _pages(toc) if page not in missing]
 
 
 def unusable_notebooks(work: Path, pages: Sequence[str]) -> list[str]:
     """Return the notebooks among the pages with a code cell that was not executed, or that failed."""
-    found = []
+    problems = []
     for path in (source for page in pages if (source := _source(work, page)) and source.suffix == ".ipynb"):
         cells = code_cells(read_notebook(path))
         if not all(cell.execution_count for cell in cells):
-            found.append(f"{path.stem} has cells that were not executed")
+            problems.append(f"{path.stem} has cells that were not executed")
         if any(output.output_type == "error" for cell in cells for output in cell.outputs):
-            found.append(f"{path.stem} has a cell that failed")
-    return found
+            problems.append(f"{path.stem} has a cell that failed")
+    return problems
 
 
 def configuration(root: Path, profile: str) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def configuration(root: Path, profile: str) -> dict[str, Any]:
     return config
 
 
-def run_jupyter_book(work: Path, log: Path, *, strict: bool, say: Callable[[str], None]) -> Path:
+def run_jupyter_book(work: Path, log_file: Path, *, strict: bool, log: Callable[[str], None]) -> Path:
     """Run `jupyter-book build` on `work`, keep what it said in `log`, and return the folder of the pages.
 
     Raises SiteError with the warnings when it fails, or when it built nothing.
@@ -159,17 +160,17 @@ def run_jupyter_book(work: Path, log: Path, *, strict: bool, say: Callable[[str]
     options = ["-W", "-n", "--keep-going"] if strict else []
     command = [sys.executable, "-c", code, "build", *options, "--all", str(work)]
     environment = os.environ | {"PYTHONPATH": str(book_root()), "PYTHONWARNINGS": "ignore"}
-    with log.open("w", encoding="utf-8") as stream:
+    with log_file.open("w", encoding="utf-8") as stream:
         outcome = subprocess.run(
             command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=work, check=False
         )
-    lines = log.read_text(encoding="utf-8").replace(str(work) + os.sep, "").splitlines()
+    lines = log_file.read_text(encoding="utf-8").replace(str(work) + os.sep, "").splitlines()
     noted = [line for line in lines if re.search(r"WARNING|ERROR|^[\w.]+Error: ", line)]
     for line in noted:
-        say(f"site: {line}")
+        log(f"site: {line}")
     built = work / "_build" / "html"
     if (outcome.returncode and strict) or not built.is_dir():
-        raise SiteError(f"the build failed with {len(noted)} warnings, listed above; the whole log is {log}")
+        raise SiteError(f"the build failed with {len(noted)} warnings, listed above; the whole log is {log_file}")
     return built
 
 
@@ -214,17 +215,17 @@ def _pages(toc: dict[str, Any]) -> Iterator[str]:
         if key in ("root", "file"):
             yield value
         elif isinstance(value, list):
-            for each in value:
-                yield from _pages(each)
+            for entry in value:
+                yield from _pages(entry)
 
 
 def _drop(toc: dict[str, Any], missing: list[str]) -> None:
     for value in toc.values():
         if isinstance(value, list):
-            value[:] = [each for each in value if each.get("file") not in missing]
-            for each in value:
-                _drop(each, missing)
-            value[:] = [each for each in value if each.get("chapters", True)]
+            value[:] = [entry for entry in value if entry.get("file") not in missing]
+            for entry in value:
+                _drop(entry, missing)
+            value[:] = [entry for entry in value if entry.get("chapters", True)]
 
 
 def _source(work: Path, page: str) -> Path | None:

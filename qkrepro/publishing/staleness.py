@@ -119,9 +119,9 @@ def _module_digest(path: Path, version: int) -> str:
 
 
 def _record_digest(root: Path, name: str) -> str:
-    found = [root / name] if (root / name).exists() else sorted(root.glob(name))
+    paths = [root / name] if (root / name).exists() else sorted(root.glob(name))
     files = [
-        file for path in found for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
+        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
     ]
     if not files:
         raise ArgumentError(

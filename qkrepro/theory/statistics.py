@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,9 +47,19 @@ def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or not len(data) or not np.isfinite(data).all():
-        raise ArgumentError(f"values is {data!r}; allowed: finite numbers, at least one")
-    ends: Any = stats.quantile_test(data, q=float(np.median(data)), p=0.5).confidence_interval(confidence)
-    return Interval(float(np.median(data)), float(ends.low), float(ends.high))
+        raise ArgumentError(f"values must be finite numbers, at least one, got {data!r}")
+    padded = np.append(np.sort(data), NO_INTERVAL)
+    low, high = padded[list(_median_ranks(len(data), confidence))]
+    return Interval(float(np.median(data)), float(low), float(high))
+
+
+@cache
+def _median_ranks(count: int, confidence: float) -> tuple[int, int]:
+    """Return the ranks, from 0, of the order statistics that end a median's interval; `count` where there is none."""
+    ranks = np.arange(count, dtype=np.float64)
+    ends: Any = stats.quantile_test(ranks, q=float(np.median(ranks)), p=0.5).confidence_interval(confidence)
+    low, high = (int(end) if np.isfinite(end) else count for end in (ends.low, ends.high))
+    return low, high
 
 
 def spearman_interval(

@@ -87,11 +87,11 @@ def load_folder(
     """
     files = {split: _find_file(folder, split) for split in SPLITS}
     content = {split: _read_bytes(path) for split, path in files.items()}
-    found = {split: hashlib.sha256(raw).hexdigest() for split, raw in content.items()}
+    digests = {split: hashlib.sha256(raw).hexdigest() for split, raw in content.items()}
     for split, expected in (digests or {}).items():
-        if found[split] != expected:
-            raise CorpusError(f"{files[split]} is damaged: its SHA-256 must be {expected}, got {found[split]}")
-    digest = _digest(*(found[split] for split in SPLITS))
+        if digests[split] != expected:
+            raise CorpusError(f"{files[split]} is damaged: its SHA-256 must be {expected}, got {digests[split]}")
+    digest = _digest(*(digests[split] for split in SPLITS))
     cached = cache_folder() / f"{_digest(str(ENCODING_VERSION), digest, str(vocabulary))}.safetensors"
     encoded = _read_cached(cached)
     if encoded is None:
@@ -162,11 +162,11 @@ def _fetch_wikitext_2(folder: Path) -> Path:
 
 
 def _find_file(folder: Path, split: str) -> Path:
-    found = [folder / form.format(split) for form in FILE_NAMES if (folder / form.format(split)).is_file()]
-    if len(found) != 1:
+    paths = [folder / form.format(split) for form in FILE_NAMES if (folder / form.format(split)).is_file()]
+    if len(paths) != 1:
         names = ", ".join(form.format(split) for form in FILE_NAMES)
-        raise CorpusError(f"{folder} must have one of {names} for the {split} split, got {len(found)} of them")
-    return found[0]
+        raise CorpusError(f"{folder} must have one of {names} for the {split} split, got {len(paths)} of them")
+    return paths[0]
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -25,13 +25,13 @@ MEANS = ("penalty", "projection", "keep")
 
 def attention_modules(model: nn.Module) -> list[Attention | nn.MultiheadAttention]:
     """Return every attention layer of ours and of PyTorch in a module tree. Raises ArgumentError when there is none."""
-    found = [module for module in model.modules() if isinstance(module, Attention | nn.MultiheadAttention)]
-    if not found:
+    modules = [module for module in model.modules() if isinstance(module, Attention | nn.MultiheadAttention)]
+    if not modules:
         raise ArgumentError(
             "model must be a pair (w_q, w_k) or a module tree with torch.nn.MultiheadAttention or this package's "
             f"Attention, got a {type(model).__name__} without attention layers"
         )
-    return found
+    return modules
 
 
 def find_qk_parameters(model: nn.Module) -> list[QKParameters]:

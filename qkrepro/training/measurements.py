@@ -87,13 +87,13 @@ def measure(model: LanguageModel, tokens: Tensor) -> Measured:
     with _without_dropout(model):
         traces = model.trace(tokens.to(model.embedding.weight.device))
     weights = model.qk_weights()
-    heads = [_measure_head(traces[each.layer], each) for each in weights]
+    heads = [_measure_head(traces[head.layer], head) for head in weights]
     numbers = {name: float(np.mean([head.numbers[name] for head in heads])) for name in heads[0].numbers}
     for name, x in (("input_", traces[0].inputs), ("", traces[-1].outputs)):
         numbers |= {f"{name}residual": _mean(rank_residual(x)), f"{name}cosine": _mean(mean_cosine_similarity(x))}
     if len(heads) > 1:
-        for each, head in zip(weights, heads, strict=True):
-            numbers |= {f"{name}_{each.layer}_{each.head}": value for name, value in head.numbers.items()}
+        for head, measured in zip(weights, heads, strict=True):
+            numbers |= {f"{name}_{head.layer}_{head.head}": value for name, value in measured.numbers.items()}
     stacked = {name: np.stack([head.arrays[name] for head in heads]) for name in heads[0].arrays}
     shape = (len(traces), len(heads) // len(traces))
     return Measured(numbers, {name: array.reshape(*shape, *array.shape[1:]) for name, array in stacked.items()})

@@ -81,10 +81,10 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def find_records(folder: str | Path) -> list[Path]:
     """Return the folders of finished records in and below `folder`, sorted. Raises RunError when there is none."""
-    found = sorted(path.parent for path in Path(folder).rglob("run.json") if is_recorded(path.parent))
-    if not found:
+    folders = sorted(path.parent for path in Path(folder).rglob("run.json") if is_recorded(path.parent))
+    if not folders:
         raise RunError(f"{folder} holds no finished record")
-    return found
+    return folders
 
 
 def read_records(folder: str | Path) -> pd.DataFrame:

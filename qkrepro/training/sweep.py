@@ -53,7 +53,7 @@ def run_sweep(
     scheduler: str | None = None,
     workers: int | None = None,
     checkpoint_seconds: float = 60.0,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> SweepOutcome:
     """Run what is not recorded of a sweep file, one run per worker, and return the table of all its records.
 
@@ -66,14 +66,14 @@ def run_sweep(
     shared = Path(runs).resolve() / records.name
     named = _named(read_sweep(path), data, shared)
     missing = {name: each for name, each in named.items() if not is_recorded(records / name)}
-    say(f"{len(named)} runs, {len(named) - len(missing)} of them recorded")
+    log(f"{len(named)} runs, {len(named) - len(missing)} of them recorded")
     outcome = SweepOutcome(pd.DataFrame())
     if missing:
         threads = max(each.threads for each in missing.values())
         at_once = workers or max(1, min(len(missing), (os.cpu_count() or 1) // threads))
         with _cluster(scheduler, at_once) as client:
             given = (shared, records, Path(data).resolve() if data else None, checkpoint_seconds)
-            outcome.failed = _work(client, missing, given, say)
+            outcome.failed = _work(client, missing, given, log)
     if any(is_recorded(records / name) for name in named):
         entries = _entries(path)
         names = list(dict.fromkeys(name for each in entries for name in each))
@@ -102,7 +102,7 @@ def run_recorded(
 
 
 def _work(
-    client: Any, missing: dict[str, RunConfiguration], given: tuple[Any, ...], say: Callable[[str], None]
+    client: Any, missing: dict[str, RunConfiguration], given: tuple[Any, ...], log: Callable[[str], None]
 ) -> dict[str, str]:
     """Submit all runs and wait; a busy one is submitted again until it is recorded. Returns the failures by name."""
 
@@ -122,9 +122,9 @@ def _work(
             done.add(submit(name))
         elif error is not None:
             failed[name] = str(error)
-            say(f"{name} failed: {error}")
+            log(f"{name} failed: {error}")
         else:
-            say(f"{name} recorded; {len(names)} to go")
+            log(f"{name} recorded; {len(names)} to go")
     return failed
 
 
@@ -163,10 +163,12 @@ def _named(configurations: list[RunConfiguration], data: str | Path | None, runs
     """Return the configurations by the names of their folders; loads each corpus once, which fills the cache."""
     corpora: dict[tuple[str, int | None], Corpus] = {}
     named = {}
-    for each in configurations:
-        key = (each.corpus, each.vocabulary)
-        corpora[key] = corpora[key] if key in corpora else load_corpus(each.corpus, data, each.vocabulary)
-        named[run_folder(each, corpora[key], runs).name] = each
+    for configuration in configurations:
+        key = (configuration.corpus, configuration.vocabulary)
+        corpora[key] = (
+            corpora[key] if key in corpora else load_corpus(configuration.corpus, data, configuration.vocabulary)
+        )
+        named[run_folder(configuration, corpora[key], runs).name] = configuration
     return named
 
 

@@ -244,5 +244,5 @@ def _tables(folders: Sequence[Path]) -> RunTables:
 def progress(sweep: SweepTables) -> str:
     """Return how much of a sweep is recorded, "6 of 15 runs", and the command for the rest."""
     done = len(sweep.summary)
-    told = f"{done} of {len(sweep.planned)} runs recorded"
-    return told if done == len(sweep.planned) else f"{told}; the rest is completed by {sweep.command}"
+    sentence = f"{done} of {len(sweep.planned)} runs recorded"
+    return sentence if done == len(sweep.planned) else f"{sentence}; the rest is completed by {sweep.command}"

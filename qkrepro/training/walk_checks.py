@@ -254,7 +254,9 @@ def model_walk_tables(
         tokens, walk = walk_checks(x), walk_checks(walk_like(x, generator))
         rows += [{"moment": moment, "quantity": name, "tokens": tokens[name], "walk": walk[name]} for name in tokens]
         laws = profile_laws(seen, generator, draws)
-        rows += [{"moment": moment, "quantity": law, "tokens": found} for law, found in law_distances(laws).items()]
+        rows += [
+            {"moment": moment, "quantity": law, "tokens": distance} for law, distance in law_distances(laws).items()
+        ]
     binned = laws.assign(location=bin_middles(laws["location"], bins))
     profiles = binned.groupby(["law", "location"], sort=False)["share"].mean().reset_index()
     return WalkTables(pd.DataFrame(rows), profiles)
@@ -264,26 +266,26 @@ def write_walk_records(
     sweep: str | Path,
     runs: str | Path = "runs",
     data: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Path:
     """Write the tables of all runs of a sweep file that are trained in RUNS/NAME; returns their folder.
 
     Files appear whole or not at all. Raises RunError when no run of the sweep is trained there, CorpusError for text.
     """
-    path, found = Path(sweep), []
+    path, tables_of_runs = Path(sweep), []
     torch.set_num_threads(1)  # the order of sums depends on it
-    for each in read_sweep(path):
-        corpus = load_corpus(each.corpus, data, each.vocabulary)
-        folder = run_folder(each, corpus, Path(runs) / path.stem)
+    for configuration in read_sweep(path):
+        corpus = load_corpus(configuration.corpus, data, configuration.vocabulary)
+        folder = run_folder(configuration, corpus, Path(runs) / path.stem)
         if is_recorded(folder):
-            tables = model_walk_tables(each, folder, data)
-            named = {"run": folder.name.rsplit("-", 1)[-1], "seed": each.seed, "kappa": each.kappa}
-            found.append([pd.DataFrame([named] * len(table)).join(table) for table in tables])
-            say(f"{folder.name} looked at")
-    if not found:
+            tables = model_walk_tables(configuration, folder, data)
+            named = {"run": folder.name.rsplit("-", 1)[-1], "seed": configuration.seed, "kappa": configuration.kappa}
+            tables_of_runs.append([pd.DataFrame([named] * len(table)).join(table) for table in tables])
+            log(f"{folder.name} looked at")
+    if not tables_of_runs:
         raise RunError(f"{Path(runs) / path.stem} holds no trained run of {path}; train them with qkrepro sweep")
     target = walk_folder(path)
-    for name, parts in zip(FILES, zip(*found, strict=True), strict=True):
+    for name, parts in zip(FILES, zip(*tables_of_runs, strict=True), strict=True):
         text = pd.concat(parts).to_csv(index=False, lineterminator="\n", float_format="%.5g")
         write_atomically(target / f"{name}.csv", text.encode())
     return target
@@ -300,7 +302,7 @@ def walk_curves(
     """
     looked = replace(configuration, measured_sequences=sequences)
     seen = {"start": seen_model(looked), "trained": seen_model(looked, folder)}
-    tokens = {name: head_tokens(each) for name, each in seen.items()}
+    tokens = {name: head_tokens(model) for name, model in seen.items()}
     tokens["walk"] = walk_like(tokens["trained"], torch.Generator().manual_seed(SEED))
     tables = []
     for name, x in tokens.items():
@@ -320,15 +322,15 @@ def live_walks(
 
     Raises as `qkrepro.training.loop.train` does.
     """
-    found = []
+    tables_of_runs = []
     with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
-        for each in configurations:
-            folder = train(each, scratch, progress=False)
-            named = {"run": folder.name.rsplit("-", 1)[-1], "seed": each.seed, "kappa": each.kappa}
-            curves = walk_curves(each, folder, lags, sequences=sequences)
-            tables = (*model_walk_tables(each, folder, sequences=sequences, draws=draws), curves)
-            found.append([pd.DataFrame([named] * len(table)).join(table) for table in tables])
-    checks, profiles, curves = (pd.concat(parts, ignore_index=True) for parts in zip(*found, strict=True))
+        for configuration in configurations:
+            folder = train(configuration, scratch, progress=False)
+            named = {"run": folder.name.rsplit("-", 1)[-1], "seed": configuration.seed, "kappa": configuration.kappa}
+            curves = walk_curves(configuration, folder, lags, sequences=sequences)
+            tables = (*model_walk_tables(configuration, folder, sequences=sequences, draws=draws), curves)
+            tables_of_runs.append([pd.DataFrame([named] * len(table)).join(table) for table in tables])
+    checks, profiles, curves = (pd.concat(parts, ignore_index=True) for parts in zip(*tables_of_runs, strict=True))
     return WalkTables(checks, profiles), curves
 
 

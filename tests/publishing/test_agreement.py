@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from agreeing_outputs import compare_outputs, outputs_difference
+from agreeing_outputs import COSTS, compare_outputs, outputs_difference
 from agreement import EXACT, RULES, Rule, numbers_differences, rule_for, table_differences, tables_of, text_difference
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -124,7 +124,8 @@ def test_outputs_of_another_kind_and_count_are_seen():
 
 
 @pytest.mark.slow
-def test_a_cell_that_prints_something_else_or_breaks_fails_by_name(pytester: pytest.Pytester):
+def test_a_cell_that_prints_something_else_or_breaks_fails_by_name(pytester: pytest.Pytester, monkeypatch):
+    monkeypatch.setenv("QKREPRO_NUMBERS", str(pytester.path))
     cells = [new_markdown_cell("# Title"), new_code_cell("print('0.50')"), new_code_cell("print('a')")]
     for cell, text in zip(cells[1:], ("0.50", "a"), strict=True):
         cell.outputs, cell.execution_count = [new_output("stream", name="stdout", text=text + "\n")], 1
@@ -140,6 +141,9 @@ def test_a_cell_that_prints_something_else_or_breaks_fails_by_name(pytester: pyt
 
     pytester.makeini(f"[pytest]\npythonpath = {folder} {folder.parent}")
     outcome(lambda notebook: None).assert_outcomes(passed=2)
+    cost = json.loads((pytester.path / COSTS / "chapter.json").read_text())
+    assert cost["cpu_s"] > 0
+    assert 10 < cost["peak_mb"] < 1500
     changed = outcome(lambda notebook: notebook.cells[1].update(source="print('0.53')"))
     changed.assert_outcomes(passed=1, failed=1)
     changed.stdout.fnmatch_lines(["*chapter.ipynb, cell 0: 0.53 instead of 0.50; tolerance 0.01*"])

@@ -135,11 +135,11 @@ def test_a_chapter_executed_again_keeps_the_cell_and_its_bytes(tmp_path: Path, m
     path = tmp_path / "notebooks" / "one.ipynb"
     write_notebook(new_notebook(cells=[new_markdown_cell("# One"), first, new_code_cell("print(samples)")]), path)
     monkeypatch.chdir(tmp_path)
-    assert run_figures(say=lambda _: None) == ["one"]
+    assert run_figures(log=lambda _: None) == ["one"]
     write_colab_cells(tmp_path)
     made = path.read_bytes()
-    assert run_figures(say=lambda _: None) == []
-    assert run_figures(force=True, say=lambda _: None) == ["one"]
+    assert run_figures(log=lambda _: None) == []
+    assert run_figures(force=True, log=lambda _: None) == ["one"]
     assert path.read_bytes() == made
     assert [cell.get("execution_count") for cell in read_notebook(path).cells] == [None, None, 1, 2]
 

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from qkrepro.cli.app import main
 from qkrepro.errors import ArgumentError, NotebookError
-from qkrepro.publishing.execution import find_chapters, run_figures
+from qkrepro.publishing.execution import KEPT, find_chapters, repeat_figures, repetition_page, run_figures
 from qkrepro.publishing.notebooks import clean, default_parameters, read_notebook, with_parameters, write_notebook
 
 PARAMETERS = 'profile = "quick"\nsamples = 10  # draws\nscale = (1.0, 2.5)  # units\nname = "ä"'
@@ -51,7 +51,7 @@ def _outputs(path: Path) -> str:
 @pytest.mark.slow
 def test_a_notebook_runs_in_this_python_once_and_gives_the_same_bytes_again(book: Path) -> None:
     path = book / "notebooks" / "one.ipynb"
-    assert run_figures(say=lambda _: None) == ["one"]
+    assert run_figures(log=lambda _: None) == ["one"]
     made = path.read_bytes()
     assert "10 ä" in _outputs(path)
     assert json.dumps(sys.executable)[1:-1] in _outputs(path)
@@ -64,9 +64,9 @@ def test_a_notebook_runs_in_this_python_once_and_gives_the_same_bytes_again(book
     assert b"papermill" not in made
     assert [cell.execution_count for cell in read_notebook(path).cells[1:]] == [1, 2, 3]
     said: list[str] = []
-    assert run_figures(["one"], say=said.append) == []
+    assert run_figures(["one"], log=said.append) == []
     assert "--force" in said[-1]
-    assert run_figures(force=True, say=lambda _: None) == ["one"]
+    assert run_figures(force=True, log=lambda _: None) == ["one"]
     assert path.read_bytes() == made
     costs = json.loads((book / "_build" / "quick" / "costs.json").read_text())
     assert costs["one"]["cpu_s"] > 0
@@ -74,9 +74,25 @@ def test_a_notebook_runs_in_this_python_once_and_gives_the_same_bytes_again(book
 
 
 @pytest.mark.slow
+def test_a_notebook_repeats_and_one_that_prints_the_clock_does_not(book: Path) -> None:
+    (book / KEPT).parent.mkdir(parents=True)
+    lines: list[str] = []
+    run_figures(log=lines.append)
+    assert repeat_figures(log=lines.append) == []
+    assert lines[-1].endswith(", the same")
+    _write(book / "notebooks", "one", [SAVES, "import time\nprint(time.time_ns())"])
+    assert repeat_figures(log=lines.append) == []
+    assert "not repeated, its outputs are stale" in lines[-1]
+    run_figures(log=lines.append)
+    assert repeat_figures(log=lines.append) == ["one"]
+    assert lines[-1].endswith(", NOT the same")
+    assert "| **different** |" in repetition_page(book)
+
+
+@pytest.mark.slow
 def test_another_profile_is_kept_apart_and_shows_its_own_parameters(book: Path) -> None:
     before = (book / "notebooks" / "one.ipynb").read_bytes()
-    run_figures(profile="smoke", say=lambda _: None)
+    run_figures(profile="smoke", log=lambda _: None)
     made = book / "_build" / "smoke" / "notebooks" / "one.ipynb"
     assert "3 ä" in _outputs(made)
     assert default_parameters(read_notebook(made))["profile"] == "smoke"
@@ -90,7 +106,7 @@ def test_a_failing_notebook_fails_by_name_and_changes_nothing_while_others_run(b
     path = _write(book / "notebooks", "bad", [SAVES.replace("one", "bad"), "raise RuntimeError('no\\nway')"])
     before, said = path.read_bytes(), []
     with pytest.raises(NotebookError, match=r"1 of 2 notebooks failed.*: bad, cell 3: RuntimeError: no way"):
-        run_figures(say=said.append)
+        run_figures(log=said.append)
     assert path.read_bytes() == before
     assert not (book / "notebooks" / "numbers" / "bad.json").exists()
     assert (book / "notebooks" / "numbers" / "one.json").exists()
@@ -100,7 +116,7 @@ def test_a_failing_notebook_fails_by_name_and_changes_nothing_while_others_run(b
 
 def test_check_names_what_is_stale_and_runs_nothing(book: Path) -> None:
     said: list[str] = []
-    assert run_figures(check=True, say=said.append) == ["one"]
+    assert run_figures(check=True, log=said.append) == ["one"]
     assert said == ["profile quick: 0 of 1 notebooks up to date, 1 to run", "[1/1] one: no outputs yet"]
     assert not (book / "_build").exists()
 
@@ -122,17 +138,17 @@ def test_a_profile_names_only_parameters_that_the_notebook_has(book: Path) -> No
 @pytest.mark.slow
 def test_a_changed_parameter_is_executed_and_outputs_by_hand_are_made_again(book: Path) -> None:
     path = book / "notebooks" / "one.ipynb"
-    run_figures(say=lambda _: None)
+    run_figures(log=lambda _: None)
     notebook = read_notebook(path)
     notebook.cells[2].outputs[0].text = "by hand\n"
     write_notebook(notebook, path)
     said: list[str] = []
-    assert run_figures(check=True, say=said.append) == ["one"]
+    assert run_figures(check=True, log=said.append) == ["one"]
     assert said[-1].endswith("changed: outputs, by a run that was not `qkrepro figures`")
     write_notebook(with_parameters(notebook, {"samples": 11}), path)
-    assert run_figures(say=lambda _: None) == ["one"]
+    assert run_figures(log=lambda _: None) == ["one"]
     assert "11 ä" in _outputs(path)
-    assert run_figures(check=True, say=lambda _: None) == []
+    assert run_figures(check=True, log=lambda _: None) == []
 
 
 def test_parameters_are_put_in_place_with_their_comments() -> None:
@@ -166,7 +182,7 @@ def test_a_file_that_is_no_notebook_is_named(tmp_path: Path) -> None:
 def test_outside_a_checkout_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArgumentError, match="allowed: a folder inside a checkout"):
-        run_figures(say=lambda _: None)
+        run_figures(log=lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = ("smoke", "paper")
 LOCAL_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|usr|opt|var)/\w|[A-Z]:\\\\?\w")
+PLUMBING = re.compile(r"open_page\(|page\.table\(|page\.close\(|import open_page$")
 SHORT, LONGEST_CELL = 25, 40  # lines: of most cells, of any cell
 
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -55,6 +56,32 @@ def test_cells_are_short(path: Path) -> None:
     lengths = [len(cell.source.splitlines()) for cell in code_cells(read_notebook(path))]
     assert max(lengths) <= LONGEST_CELL
     assert sorted(lengths)[len(lengths) * 3 // 4] <= SHORT
+
+
+@each_notebook
+def test_one_call_opens_the_page_and_one_saves_and_glues(path: Path) -> None:
+    cells = code_cells(read_notebook(path))[1:]
+    calls = [name for cell in cells for name in re.findall(r"\b(open_page|page\.close)\(", cell.source)]
+    assert calls == ["open_page", "page.close"]
+    assert "open_page(" in cells[0].source
+    assert "page.close(" in cells[-1].source
+    hidden = [cell.source for cell in cells if {"remove-input", "hide-input"} & set(_tags(cell))]
+    assert hidden
+    assert not [found for source in hidden if (found := re.search(r"\b(print|glue|save_numbers)\(", source))]
+
+
+def test_less_than_a_tenth_of_the_code_of_the_chapters_is_plumbing() -> None:
+    """Plumbing is what a reader of the mathematics need not see: opening the page, showing, saving and gluing.
+
+    It is the import of `open_page` and each call of it, of `page.table` and of `page.close`, a line each: their
+    arguments are content, as a figure's caption is. The share is of all lines of code but the parameters. The imports
+    of what the mathematics and the figures use are not plumbing.
+    """
+    sources = [cell.source for path in PATHS for cell in code_cells(read_notebook(path))[1:]]
+    lines = [line for source in sources for line in source.splitlines() if line.strip() and line.strip()[0] != "#"]
+    plumbing = [line for line in lines if PLUMBING.search(line)]
+    assert len(plumbing) >= 3 * len(PATHS)
+    assert len(plumbing) < len(lines) / 10
 
 
 @each_notebook
@@ -123,8 +150,8 @@ def test_what_a_chapter_reads_is_there() -> None:
 
 
 def test_committed_outputs_are_current() -> None:
-    said: list[str] = []
-    assert run_figures(check=True, say=said.append) == [], said
+    lines: list[str] = []
+    assert run_figures(check=True, log=lines.append) == [], lines
 
 
 def test_each_has_the_cell_for_colab_exactly_while_there_is_a_public_address() -> None:

@@ -72,7 +72,7 @@ def test_recorded_runs_need_no_cluster(tmp_path, monkeypatch):
         run_recorded(configuration, tmp_path / "runs" / "some", path.with_suffix(""))
     monkeypatch.setattr(sweep, "_cluster", None)
     lines: list[str] = []
-    outcome = run_sweep(path, runs=tmp_path / "runs", say=lines.append)
+    outcome = run_sweep(path, runs=tmp_path / "runs", log=lines.append)
     assert lines == ["2 runs, 2 of them recorded"]
     assert outcome.table["seed"].tolist() == [0, 1]
     assert outcome.failed == {}
@@ -87,13 +87,13 @@ def test_record_is_copied_without_checkpoints(tmp_path):
 def test_scheduler_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
     path = write_sweep(tmp_path, {"seed": [0]})
     with pytest.raises(RunError, match=r"scheduler must be .*, got 'nonsense://1'"):
-        run_sweep(path, runs=tmp_path / "runs", scheduler="nonsense://1", say=lambda _: None)
+        run_sweep(path, runs=tmp_path / "runs", scheduler="nonsense://1", log=lambda _: None)
 
 
 @pytest.mark.slow
 def test_sweep_on_its_own_cluster_equals_runs_by_hand(tmp_path):
     path = write_sweep(tmp_path, {"kappa": [0.0, 0.1]})
-    outcome = run_sweep(path, runs=tmp_path / "runs", workers=2, say=lambda _: None)
+    outcome = run_sweep(path, runs=tmp_path / "runs", workers=2, log=lambda _: None)
     assert outcome.table["kappa"].tolist() == [0.0, 0.1]
     for configuration in read_sweep(path):
         by_hand = train(configuration, tmp_path / "by-hand", progress=False)
@@ -104,7 +104,7 @@ def test_sweep_on_its_own_cluster_equals_runs_by_hand(tmp_path):
 @pytest.mark.slow
 def test_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
     path = write_sweep(tmp_path, {"heads": [1, 3]})
-    outcome = run_sweep(path, runs=tmp_path / "runs", workers=1, say=lambda _: None)
+    outcome = run_sweep(path, runs=tmp_path / "runs", workers=1, log=lambda _: None)
     assert len(outcome.table) == 1
     (reason,) = outcome.failed.values()
     assert "multiple of heads" in reason

@@ -142,9 +142,9 @@ def test_walk_records_of_a_sweep_are_written_read_and_the_same_twice(trained, tm
     sweep = tmp_path / "some.yaml"
     sweep.write_text(yaml.safe_dump({"fixed": fixed, "lists": {"kappa": [0.0, 0.1], "seed": [0]}}))
     assert read_walk_records(sweep).checks.empty
-    target = write_walk_records(sweep, trained, say=lambda _: None)
+    target = write_walk_records(sweep, trained, log=lambda _: None)
     first = [path.read_bytes() for path in sorted(target.iterdir())]
-    write_walk_records(sweep, trained, say=lambda _: None)
+    write_walk_records(sweep, trained, log=lambda _: None)
     assert [path.read_bytes() for path in sorted(target.iterdir())] == first
     checks, profiles = read_walk_records(sweep)
     assert checks[["seed", "kappa"]].drop_duplicates().to_numpy().tolist() == [[0, 0]]  # the other run is not trained
@@ -156,7 +156,7 @@ def test_walk_records_without_a_trained_run_or_of_another_form_are_refused(train
     sweep = tmp_path / "other.yaml"
     sweep.write_text(yaml.safe_dump({"fixed": {"d_model": 16}, "lists": {"seed": [0]}}))
     with pytest.raises(RunError, match="holds no trained run"):
-        write_walk_records(sweep, trained, say=lambda _: None)
+        write_walk_records(sweep, trained, log=lambda _: None)
     (tmp_path / "walk" / "other").mkdir(parents=True)
     pd.DataFrame({"run": ["a"]}).to_csv(tmp_path / "walk" / "other" / "checks.csv", index=False)
     with pytest.raises(RunError, match="damaged"):
