@@ -91,8 +91,8 @@ def recorded_rates(folder: str | Path, tokens: int, sweeps: Sequence[str] = RATE
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path.parent} is damaged: {error}") from error
         rows.append({"records": path.parent.parent.name, "words": words, "tokens_per_second": rate})
-    found = pd.DataFrame(rows, columns=RATE_COLUMNS[:-1])
-    median = found.groupby(["records", "words"])["tokens_per_second"].median().reset_index()
+    rates = pd.DataFrame(rows, columns=RATE_COLUMNS[:-1])
+    median = rates.groupby(["records", "words"])["tokens_per_second"].median().reset_index()
     return median.assign(minutes_a_pass=tokens / median["tokens_per_second"] / 60)[RATE_COLUMNS]
 
 

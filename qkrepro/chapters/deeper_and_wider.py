@@ -3,6 +3,8 @@
 Source: book, "Deeper and wider".
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -82,14 +84,19 @@ def head_values(summary: pd.DataFrame, column: str, layers: int, heads: int) -> 
 
 def plot_values(table: pd.DataFrame, x: str, y: str, axis: Axes) -> None:
     """Draw a measure by group: a point a run or a head, a bar for the mean, colours for kappa; table: kappa, x, y."""
-    names = {kappa: kappa_label(kappa) for kappa in sorted(table["kappa"].unique())}
-    rows = table.assign(kappa=table["kappa"].map(names))
-    palette = {name: kappa_colour(kappa) for kappa, name in names.items()}
-    style = {"x": x, "y": y, "hue": "kappa", "hue_order": list(names.values()), "palette": palette, "ax": axis}
-    sns.stripplot(rows, dodge=True, jitter=False, size=4, alpha=0.7, legend=False, **style)
-    sns.pointplot(rows, dodge=0.4, linestyle="none", marker="_", markersize=14, errorbar=None, **style)
+    kappas = sorted(table["kappa"].unique())
+    palette = [kappa_colour(float(kappa)) for kappa in kappas]
+    style = {"x": x, "y": y, "hue": "kappa", "hue_order": kappas, "palette": palette, "legend": False, "ax": axis}
+    sns.stripplot(table, dodge=True, jitter=False, size=4, alpha=0.7, **style)
+    sns.pointplot(table, dodge=0.4, linestyle="none", marker="_", markersize=14, errorbar=None, **style)
     axis.grid(axis="x", visible=False)
-    axis.legend()
+
+
+def name_colours(table: pd.DataFrame, axis: Axes) -> None:
+    """Write what the colours of `plot_values` mean into the upper left corner, a line a kappa."""
+    for number, kappa in enumerate(sorted(float(kappa) for kappa in table["kappa"].unique())):
+        where: dict[str, Any] = {"transform": axis.transAxes, "color": kappa_colour(kappa), "va": "top"}
+        axis.text(0.04, 0.98 - 0.08 * number, kappa_label(kappa), fontsize="small", **where)
 
 
 def holds_deeper_and_wider(tables: Tables, level: float = LEVEL) -> Verdict:

@@ -13,35 +13,38 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from qkrepro.errors import ArgumentError, check_choice
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
 from qkrepro.evidence.rounding import fixed
-from qkrepro.evidence.verdicts import HALF
+from qkrepro.evidence.style import INK, PALETTE, WIDTH, label_lines
+from qkrepro.evidence.verdicts import HALF, above
 from qkrepro.theory.attention import attention_entropy, causal_mask, softmax_attention
 from qkrepro.theory.critical_mean import cosine_limit, critical_mean, simplex_layers
 from qkrepro.theory.depth import Spectrum, Stack, depth_experiment
 from qkrepro.theory.depth_limit import ar1_cosines, cosine_residual, depth_limit, smallest_mean, walk_cosines
 from qkrepro.theory.random_energy import concentrated_row, entropy_limit, mean_entropy
 from qkrepro.theory.rank import rank_residual
+from qkrepro.theory.spectrum import random_spectrum_matrix
 from qkrepro.theory.statistics import t_interval
 from qkrepro.theory.tokens import draw_tokens
 
 CHAPTER = "how_large_a_mean"
 SIMILARITY = 0.3  # ϱ of the tokens at equal angles
 LAWS = ("independent", "equal angles", "random walk")
-COLOURS = dict(zip(LAWS, sns.color_palette("colorblind", 3), strict=True))
+COLOURS = dict(zip(LAWS, (PALETTE[0], PALETTE[4], PALETTE[2]), strict=True))
 AGREEMENT = 1.2  # factor up to which a predicted and a measured end of a window count as the same
 FACTORS = (1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)  # at which the page shows what the verdict would be
 WINDOW = ["tokens", "length", "layers"]
+KEPT = ("entropy_ratio", "residual_ratio")
 
 
 def input_cosines(law: str, length: int) -> Tensor:
-    """Cosines of the tokens of a law of LAWS in many dimensions; float64, (T, T). Raises ArgumentError for another."""
+    """Return the cosines of a law of LAWS in many dimensions, float64 (T, T). Raises ArgumentError for another law."""
     check_choice("law", law, LAWS)
     if law == "random walk":
         return walk_cosines(length)
@@ -60,7 +63,7 @@ def normalised_tokens(law: str, length: int, dim: int, generator: Generator) -> 
 
 
 def predicted_curves(
-    lengths: Sequence[int], means: Sequence[float], depths: Sequence[int], *, residual: bool = False
+    lengths: Sequence[int], means: Sequence[float], depths: Sequence[int], *, laws: Sequence[str] = LAWS
 ) -> pd.DataFrame:
     """Both ratios over the mean from the limit of many dimensions, one row a law, length, depth and mean.
 
@@ -68,11 +71,11 @@ def predicted_curves(
     entropy_ratio (the least of these layers, last half of the queries, to that of uniform attention).
     """
     rows = []
-    for law in LAWS:
+    for law in laws:
         for length in lengths:
             start = input_cosines(law, length)
             for mean in means:
-                limit = depth_limit(start, mean, max(depths), residual=residual)
+                limit = depth_limit(start, mean, max(depths))
                 kept = cosine_residual(limit.cosines) / cosine_residual(start)
                 entropy = _late_entropy(limit.attention, length)
                 rows += _curve_rows({"tokens": law, "length": length, "mean_scaled": mean}, depths, kept[1:], entropy)
@@ -80,22 +83,48 @@ def predicted_curves(
 
 
 def measured_curves(
-    lengths: Sequence[int], means: Sequence[float], depths: Sequence[int], *, dim: int, seeds: Iterable[int]
+    lengths: Sequence[int],
+    means: Sequence[float],
+    depths: Sequence[int],
+    *,
+    dim: int,
+    seeds: Iterable[int],
+    laws: Sequence[str] = LAWS,
+    dispersion: float = 0.0,
 ) -> pd.DataFrame:
-    """`predicted_curves` measured: drawn tokens and value matrices of width d; columns as there, and dim and seed.
+    """`predicted_curves` measured: drawn tokens and value matrices of width d.
 
-    Every mean sees the same tokens and value matrices of its seed.
+    Parameters
+    ----------
+    lengths, means, depths
+        As for `predicted_curves`. Every mean sees the same tokens and value matrices of its seed.
+    dim, seeds
+        Width d of the stacks, and the seeds that they are drawn with.
+    laws
+        Which of LAWS.
+    dispersion
+        √(dσ²)/λ of a symmetric W with a drawn spectrum, anew in every layer; 0 for W = (ξ/d) I.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `predicted_curves`, dim and seed.
+
     """
     scaled = torch.tensor(list(means), dtype=torch.float64)[:, None, None]  # (S, 1, 1)
     rows = []
     for seed in seeds:
-        for law in LAWS:
+        for law in laws:
             for length in lengths:
-                generator = Generator().manual_seed(seed)
+                generator, spectra = Generator().manual_seed(seed), Generator().manual_seed(seed + 10**6)
                 tokens = normalised_tokens(law, length, dim, generator)  # (T, d)
                 x, before, kept, entropy = tokens.expand(len(means), -1, -1), rank_residual(tokens), [], []
                 for _ in range(max(depths)):
-                    attention = softmax_attention(scaled * (x @ x.mT) / dim, mask=causal_mask(length))  # (S, T, T)
+                    logits = scaled * (x @ x.mT) / dim  # (S, T, T)
+                    if dispersion:
+                        unit = random_spectrum_matrix(dim, 0.0, 1.0, generator=spectra)  # (d, d), symmetric
+                        logits = logits + dispersion / math.sqrt(dim) * (x @ unit @ x.mT)
+                    attention = softmax_attention(logits, mask=causal_mask(length))  # (S, T, T)
                     values = torch.randn(dim, dim, generator=generator, dtype=torch.float64) / math.sqrt(dim)
                     x = _layer_norm(attention @ x @ values)  # (S, T, d)
                     kept.append(rank_residual(x) / before)
@@ -104,6 +133,69 @@ def measured_curves(
                     head = {"tokens": law, "length": length, "mean_scaled": mean, "dim": dim, "seed": seed}
                     rows += _curve_rows(head, depths, torch.stack(kept)[:, index], torch.stack(entropy)[:, index])
     return pd.DataFrame(rows)
+
+
+def similarity(law: str, length: int) -> float:
+    """Return ϱ, the mean cosine between two different tokens of a law; raises ArgumentError for another law."""
+    total = float(input_cosines(law, length).sum())
+    return (total - length) / (length * (length - 1))
+
+
+def size_table(
+    growths: Sequence[float], *, length: int, layers: int, dim: int, seeds: Iterable[int], dispersion: float
+) -> pd.DataFrame:
+    """Hold what claims and alternatives expect at several sizes of the mean against what drawn stacks keep.
+
+    Parameters
+    ----------
+    growths
+        ξ/λ over log T/(1 − ϱ), with ϱ the `similarity` of a law.
+    length, layers, dim, seeds
+        Of the stacks: T, L, d, and the seeds that they are drawn with.
+    dispersion
+        √(dσ²)/λ of the spectrum that the one without variance is compared with.
+
+    Returns
+    -------
+    DataFrame
+        A row a law and growth: tokens, growth, mean_scaled; what survives with at least one half by the abstract, by
+        the threshold log T/(1 − ϱ), by the limit of many dimensions and in the stacks without variance ("both",
+        "entropy", "differences" of the tokens, "neither", and "open" where an interval contains one half); entropy and
+        residual, the shares kept; and for both whether less variance keeps "more" or "less" ("open" where the paired
+        95% interval contains 0), as entropy_change and residual_change.
+
+    """
+    rows, drawn = [], list(seeds)
+    for law in LAWS:
+        critical = math.log(length) / (1 - similarity(law, length))
+        means = [growth * critical for growth in growths]
+        settings: dict[str, Any] = {"dim": dim, "seeds": drawn, "laws": [law]}
+        none, wide = (
+            measured_curves([length], means, [layers], **settings, dispersion=spread) for spread in (0.0, dispersion)
+        )
+        limit = predicted_curves([length], means, [layers], laws=[law])
+        for growth, mean in zip(growths, means, strict=True):
+            row: dict[str, Any] = {"tokens": law, "growth": growth, "mean_scaled": mean, "abstract": "both"}
+            row["threshold"] = "entropy" if growth < 1 else "differences"
+            ratios = [table[table["mean_scaled"] == mean] for table in (limit, none, wide)]
+            row["limit"] = _survivors(*(float(ratios[0][name].iloc[0]) > HALF for name in KEPT))
+            kept = [t_interval(ratios[1][name]) for name in KEPT]
+            row["measured"] = _survivors(*(above(interval, HALF) for interval in kept))
+            for name, interval in zip(KEPT, kept, strict=True):
+                change = t_interval(ratios[1][name].to_numpy() - ratios[2][name].to_numpy())
+                word = {True: "more", False: "less", None: "open"}[above(change, 0.0)]
+                row |= {name.removesuffix("_ratio"): interval.estimate, f"{name.removesuffix('_ratio')}_change": word}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _survivors(entropy: bool | None, differences: bool | None) -> str:
+    """Return what is left where both, one or none of the two hold; "open" where one is undecided."""
+    if entropy is None or differences is None:
+        return "open"
+    return {(True, True): "both", (True, False): "entropy", (False, True): "differences"}.get(
+        (entropy, differences), "neither"
+    )
 
 
 def window_ends(curves: pd.DataFrame) -> pd.DataFrame:
@@ -118,8 +210,8 @@ def window_ends(curves: pd.DataFrame) -> pd.DataFrame:
     for group, rows_of_window in curves.groupby(keys, sort=False):
         ordered = rows_of_window.sort_values("mean_scaled")
         means = ordered["mean_scaled"].to_numpy()
-        lower = _last_rise(means, ordered["residual_ratio"].to_numpy())
-        upper = _first_fall(means, ordered["entropy_ratio"].to_numpy())
+        lower = _crossing(means, ordered["residual_ratio"].to_numpy(), rising=True)
+        upper = _crossing(means, ordered["entropy_ratio"].to_numpy(), rising=False)
         rows.append({**dict(zip(keys, group, strict=True)), "lower": lower, "upper": upper})
     return pd.DataFrame(rows)
 
@@ -229,124 +321,138 @@ def right_angle_curves(depths: Sequence[int], growths: Sequence[float], *, lengt
 
 
 def plot_cosines(law: str, means: Sequence[float], *, length: int, layers: int) -> Figure:
-    """Cosines between the tokens of a law before and after L layers, one image a mean; at most three means."""
+    """Draw the cosines between the tokens of a law before and after L layers, one image a mean; at most three means."""
     start = input_cosines(law, length)
     ends = [depth_limit(start, mean, layers).cosines[-1] for mean in means]
-    titles = ["input", *(f"ξ/λ = {mean:g}" for mean in means)]
-    figure, axes = plt.subplots(1, len(titles), figsize=(7.5, 2.6))
-    figure.suptitle(f"A small mean makes all tokens alike within {layers} layers", fontsize="medium", fontweight="bold")
-    extent = (0.5, length + 0.5, length + 0.5, 0.5)
+    titles = ["input", *(f"after, ξ/λ = {mean:g}" for mean in means)]
+    figure, axes = plt.subplots(1, len(titles), figsize=(WIDTH, 2.4), layout="compressed")
+    figure.suptitle(f"A small mean makes all tokens alike within {layers} layers")
     for axis, cosines, title in zip(axes, [start, *ends], titles, strict=True):
-        image = axis.imshow(cosines.numpy(), cmap="cividis", vmin=0, vmax=1, extent=extent)
-        axis.set_title(title, fontweight="normal")
+        image = axis.imshow(
+            cosines.numpy(), cmap="cividis", vmin=0, vmax=1, extent=(0.5, length + 0.5, length + 0.5, 0.5)
+        )
         axis.set(xlabel="token", xticks=[1, length], yticks=[1, length])
+        axis.set_title(title, fontweight="normal")
         axis.grid(False)
     axes[0].set_ylabel("token")
-    figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="cosine")
     return figure
 
 
 def plot_windows(predicted: pd.DataFrame, compared: pd.DataFrame, *, layers: int) -> Figure:
-    """The window of the mean over the length, one panel a law: band as predicted, points as measured after L layers."""
-    figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.6), sharey=True)
-    titles = {
-        "independent": "Independent tokens:\na sliver at most",
-        "equal angles": "Tokens at equal angles:\nno window",
-        "random walk": "Random walk:\na window that opens",
-    }
-    for axis, law in zip(axes, LAWS, strict=True):
+    """Draw the window of the mean over the length, one panel a law: band as predicted, points as measured."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.4), sharey=True)
+    titles = ("Independent tokens:\na sliver at most", "Equal angles:\nno window", "Random walk:\na window that opens")
+    for axis, law, title in zip(axes, LAWS, titles, strict=True):
         lines = predicted[(predicted["tokens"] == law) & (predicted["layers"] == layers)].sort_values("length")
         lower, upper = lines["lower"].to_numpy(), lines["upper"].to_numpy()
-        axis.plot(lines["length"], upper, color=COLOURS[law], linestyle="--", label="entropy falls below half")
-        axis.plot(lines["length"], lower, color=COLOURS[law], label="residual rises above half")
-        axis.fill_between(lines["length"], lower, upper, where=upper > lower, color=COLOURS[law], alpha=0.2)
+        axis.plot(lines["length"], upper, color=COLOURS[law], linestyle="--")
+        axis.plot(lines["length"], lower, color=COLOURS[law])
+        axis.fill_between(lines["length"], lower, upper, where=upper > lower, color=COLOURS[law], alpha=0.25)
         points = compared[(compared["tokens"] == law) & (compared["layers"] == layers)]
         for end, marker in (("lower", "o"), ("upper", "^")):
             shown = points[points["end"] == end]
             error = [shown["measured"] - shown["low"], shown["high"] - shown["measured"]]
-            axis.errorbar(shown["length"], shown["measured"], error, fmt=marker, color="black", markersize=4, capsize=2)
-        axis.set(title=titles[law], xlabel="length T (tokens)", xscale="log", yscale="log")
+            axis.errorbar(shown["length"], shown["measured"], error, fmt=marker, color=INK, markersize=5, capsize=2)
+        axis.set(title=title, xlabel="length T (tokens)", xscale="log", yscale="log")
         axis.set_xticks(sorted(lines["length"]), [f"{length:g}" for length in sorted(lines["length"])])
         axis.minorticks_off()
     axes[0].set_ylabel("scaled mean ξ/λ")
     axes[0].set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
-    axes[2].legend(loc="lower right", fontsize="x-small")
+    for height, text in (
+        (46, "above the dashed line\nentropy is lost"),
+        (2.6, "below the full line\ndifferences are lost"),
+    ):
+        axes[1].text(16, height, text, va="center", fontsize="small", color=INK)
     return figure
 
 
 def plot_curves(predicted: pd.DataFrame, measured: pd.DataFrame, *, length: int) -> Figure:
-    """Residual (a line a depth) and entropy over the mean at one length: lines predicted, points measured."""
-    figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.7), sharey=True)
-    figure.suptitle("Drawn stacks lose what the limit says", fontsize="medium", fontweight="bold")
+    """Draw residual (a line a depth) and entropy over the mean at one length: lines predicted, points measured."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.4), sharey=True)
+    figure.suptitle("Drawn stacks lose what the limit says")
     depths = sorted(predicted["layers"].unique())
-    palette = dict(zip(depths, sns.color_palette("viridis", len(depths)), strict=True))
     for axis, law in zip(axes, LAWS, strict=True):
-        lines = predicted[(predicted["tokens"] == law) & (predicted["length"] == length)]
-        points = measured[(measured["tokens"] == law) & (measured["length"] == length)]
-        means = points.groupby(["layers", "mean_scaled"])[["residual_ratio", "entropy_ratio"]].mean().reset_index()
-        for depth in depths:
+        lines, points = (
+            table[(table["tokens"] == law) & (table["length"] == length)] for table in (predicted, measured)
+        )
+        means = points.groupby(["layers", "mean_scaled"], as_index=False)[list(KEPT)].mean()
+        shown = [(depth, "residual_ratio", colour) for depth, colour in zip(depths, _shades(len(depths)), strict=True)]
+        for depth, column, colour in [*shown, (depths[-1], "entropy_ratio", INK)]:
             line, point = lines[lines["layers"] == depth], means[means["layers"] == depth]
-            axis.plot(line["mean_scaled"], line["residual_ratio"], color=palette[depth], label=f"{depth}")
-            axis.plot(point["mean_scaled"], point["residual_ratio"], ".", color=palette[depth], markersize=4)
-        line, point = lines[lines["layers"] == depths[-1]], means[means["layers"] == depths[-1]]
-        axis.plot(line["mean_scaled"], line["entropy_ratio"], color="black", linestyle="--", label="entropy")
-        axis.plot(point["mean_scaled"], point["entropy_ratio"], ".", color="black", markersize=4)
-        axis.axhline(HALF, color="grey", linewidth=0.8)
+            style = {"linestyle": "--" if column == "entropy_ratio" else "-", "color": colour}
+            axis.plot(line["mean_scaled"], line[column], **style)
+            axis.plot(point["mean_scaled"], point[column], ".", color=colour, markersize=4)
+        axis.axhline(HALF, color=INK, linewidth=0.8, linestyle=":")
         axis.set_title(law.capitalize(), fontweight="normal")
-        axis.set(xlabel="scaled mean ξ/λ", xscale="log", ylim=(0, 1.05))
+        axis.set(xlabel="scaled mean ξ/λ", xscale="log", ylim=(0, 1.08), xlim=(0.55, None))
+        axis.set_xticks([1, 10, 100], ["1", "10", "100"])
+    names = {f"{depth} layer{'s' if depth > 1 else ''}": colour for depth, _, colour in shown}
+    _name_colours(axes[0], names | {"entropy": INK}, (0.62, 0.82))
     axes[0].set_ylabel("share kept (1 = all)")
-    axes[0].legend(title="residual after\nlayers", fontsize="x-small", title_fontsize="x-small", loc="center right")
     return figure
 
 
 def plot_entropy(spread: pd.DataFrame, dispersion: pd.DataFrame) -> Figure:
-    """Left: entropy of independent rows over the spread of the logits. Right: over the dispersion, at given means."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6))
-    palette = sns.color_palette("flare", spread["count"].nunique())
-    for colour, (count, rows) in zip(palette, spread.groupby("count"), strict=True):
+    """Draw the entropy of independent rows over the spread of the logits, and over the dispersion at given means."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4))
+    for colour, (count, rows) in zip(_shades(spread["count"].nunique()), spread.groupby("count"), strict=True):
         axes[0].plot(rows["ratio"], rows["exact"], color=colour, label=f"n = {count:,}")
         axes[0].errorbar(rows["ratio"], rows["simulated"], 2 * rows["standard_error"], fmt=".", color=colour)
     ratios = np.linspace(0, spread["ratio"].max(), 201)
-    axes[0].plot(ratios, entropy_limit(torch.from_numpy(ratios)), color="black", linestyle="--", label="limit 1 − b²")
+    axes[0].plot(ratios, entropy_limit(torch.from_numpy(ratios)), color=INK, linestyle="--", label="limit 1 − b²")
     axes[0].set(title="The limit of long rows\ncomes slowly near b = 1", xlabel="spread of logits b (of √(2 log n))")
     axes[0].set_ylabel("entropy (of log n)")
-    colours = sns.color_palette("colorblind", dispersion["growth"].nunique() + 3)[3:]
-    for colour, (growth, rows) in zip(colours, dispersion.groupby("growth"), strict=True):
+    named = {}
+    for colour, (growth, rows) in zip(
+        _shades(dispersion["growth"].nunique()), dispersion.groupby("growth"), strict=True
+    ):
         means = rows.groupby("dispersion")[["entropy_ratio", "predicted"]].mean()
-        axes[1].plot(means.index, means["predicted"], color=colour, label=f"ξ/λ = {growth:g} log T")
+        axes[1].plot(means.index, means["predicted"], color=colour)
         axes[1].plot(means.index, means["entropy_ratio"], "o", color=colour, markersize=4)
-    axes[1].set(
-        title="For means above log T\ndispersion raises the entropy", xlabel="dispersion √(dσ²)/λ", ylim=(0, 1.02)
-    )
+        named[f"mean {growth:g} log T"] = colour
+    axes[1].set(title="Above log T dispersion\nraises the entropy", xlabel="dispersion √(dσ²)/λ", ylim=(0, 1.02))
     axes[1].set_ylabel("entropy (of uniform)")
-    for axis in axes:
-        axis.legend(fontsize="x-small")
+    label_lines(axes[0])
+    _name_colours(axes[1], named, (0.5, 0.95))
     return figure
 
 
 def plot_simplex(equal: pd.DataFrame, right: pd.DataFrame) -> Figure:
-    """Cosine after layers without any variance. Left: equal angles, one layer. Right: right angles, several layers."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True)
-    finite = equal[equal["length"] > 0]
-    palette = sns.color_palette("flare", finite["length"].nunique())
-    for colour, (_, rows) in zip(palette, finite.groupby("length"), strict=True):
-        axes[0].plot(rows["growth"], rows["cosine"], color=colour, label=f"T = {_power(int(rows['length'].iloc[0]))}")
-    limit = equal[equal["length"] == 0]
+    """Draw the cosine after layers without variance: equal angles and one layer, right angles and several."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharey=True)
+    finite, limit = equal[equal["length"] > 0], equal[equal["length"] == 0]
+    names: list[dict[str, Any]] = [{}, {}]
+    for colour, length in zip(_shades(finite["length"].nunique()), sorted(finite["length"].unique()), strict=True):
+        rows = finite[finite["length"] == length]
+        axes[0].plot(rows["growth"], rows["cosine"], color=colour)
+        names[0][f"T = {length:,}" if length < 10**6 else f"T = $10^{{{round(math.log10(length))}}}$"] = colour
     for rows in (limit[limit["growth"] < 1], limit[limit["growth"] > 1]):
-        axes[0].plot(rows["growth"], rows["cosine"], color="black", linestyle="--")
-    axes[0].plot(limit["growth"][limit["growth"] == 1], limit["cosine"][limit["growth"] == 1], "o", color="black")
+        axes[0].plot(rows["growth"], rows["cosine"], color=INK, linestyle="--")
+    axes[0].plot(limit["growth"][limit["growth"] == 1], limit["cosine"][limit["growth"] == 1], "o", color=INK)
     axes[0].set(title="Equal angles: one threshold", xlabel="mean ξ/λ (of log T/(1 − ϱ))")
     axes[0].set_ylabel("cosine between tokens")
-    colours = sns.color_palette("viridis", right["layers"].nunique())
-    for colour, (layers, rows) in zip(colours, right.groupby("layers"), strict=True):
-        axes[1].plot(
-            rows["growth"], rows["cosine"], color=colour, label="1 layer" if layers == 1 else f"{layers} layers"
-        )
+    for colour, layers in zip(_shades(right["layers"].nunique()), sorted(right["layers"].unique()), strict=True):
+        rows = right[right["layers"] == layers]
+        axes[1].plot(rows["growth"], rows["cosine"], color=colour)
         axes[1].axvline(rows["threshold"].iloc[0], color=colour, linestyle=":", linewidth=1)
+        names[1][f"{layers} layer{'s' if layers > 1 else ''}"] = colour
     axes[1].set(title="Right angles: depth moves it", xlabel="mean ξ/λ (of log T)")
-    for axis in axes:
-        axis.legend(fontsize="x-small")
+    for axis, named in zip(axes, names, strict=True):
+        _name_colours(axis, named, (0.04, 0.6))
     return figure
+
+
+def _name_colours(axis: Axes, colours: Mapping[str, Any], place: tuple[float, float]) -> None:
+    """Write what colours mean, a line a name in its colour; place: of the first one, as shares of the axes."""
+    for number, (name, colour) in enumerate(colours.items()):
+        height = place[1] - 0.08 * number
+        axis.text(place[0], height, name, color=colour, fontsize="small", va="top", transform=axis.transAxes)
+
+
+def _shades(count: int) -> list[tuple[float, ...]]:
+    """Return so many colours in order, all of them readable on light and dark pages."""
+    return [tuple(colour) for colour in plt.colormaps["plasma"](np.linspace(0.38, 0.76, count))]
 
 
 # ------------------------------------------------------------------------------------------------- rules of the claims
@@ -537,32 +643,22 @@ def _late_entropy(attention: Tensor, length: int) -> Tensor:
     return attention_entropy(attention[..., length // 2 :, :]).mean(-1) / math.log(0.75 * length)
 
 
-def _last_rise(means: np.ndarray, values: np.ndarray) -> float:
-    """Mean above which the values stay at one half or more; 0 when they always do, infinity when the last does not."""
-    below = np.flatnonzero(values < HALF)
-    if not len(below):
-        return 0.0
-    return math.inf if below[-1] == len(means) - 1 else _crossing(means, values, int(below[-1]))
+def _crossing(means: np.ndarray, values: np.ndarray, *, rising: bool) -> float:
+    """Return the mean above which the values stay at one half or more (rising), or from which they first lie below.
 
-
-def _first_fall(means: np.ndarray, values: np.ndarray) -> float:
-    """First mean at which the values fall below one half; infinity when they never do, 0 when the first is below."""
-    below = np.flatnonzero(values < HALF)
-    if not len(below):
-        return math.inf
-    return 0.0 if below[0] == 0 else _crossing(means, values, int(below[0]) - 1)
-
-
-def _crossing(means: np.ndarray, values: np.ndarray, left: int) -> float:
+    Between two means by interpolation in their logarithm; 0 or infinity for a crossing outside the means.
+    """
     if means[0] <= 0:
         raise ArgumentError(f"means must be positive, got {means[0]}")
+    below = np.flatnonzero(values < HALF)
+    if not len(below):
+        return 0.0 if rising else math.inf
+    left = int(below[-1] if rising else below[0] - 1)
+    if left in (-1, len(means) - 1):
+        return math.inf if rising else 0.0
     share = (HALF - values[left]) / (values[left + 1] - values[left])
     return float(np.exp(np.log(means[left]) + share * np.log(means[left + 1] / means[left])))
 
 
 def _layer_norm(x: Tensor) -> Tensor:
     return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=0.0)
-
-
-def _power(length: int) -> str:
-    return f"{length:,}" if length < 10**6 else f"10^{round(math.log10(length))}"

@@ -5,15 +5,18 @@ where an arm did not concentrate the spectrum, it is no test of concentration. S
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import permutations
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
@@ -32,8 +35,11 @@ from qkrepro.evidence.outcomes import (
 )
 from qkrepro.evidence.paired_runs import FEWEST_SEEDS
 from qkrepro.evidence.rounding import fixed
-from qkrepro.evidence.run_figures import by_kappa, kappa_colour, kappa_label, label_empty
+from qkrepro.evidence.run_figures import by_kappa, kappa_colour, kappa_label
+from qkrepro.evidence.style import COLOURS, INK, PALETTE, WIDTH, label_lines
+from qkrepro.theory.evasion import change_coordinates, evading_map
 from qkrepro.theory.statistics import t_interval
+from qkrepro.theory.training_dynamics import critical_point, imbalance, penalty_flow, penalty_gradient
 from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.tables import RunTables
 
@@ -49,7 +55,13 @@ READS = (
 FEWEST_KAPPAS = 4
 FRACTIONS = (0.25, 0.5, 1.0)  # of the baseline's budget, after which its losses are to be reached
 END = ("valid_loss", "valid_entropy", "residual", "cosine", "concentration", "walk_concentration")
-MARKERS = "osD^v<>pXPh"  # one an arm, beside the colour
+ARM_COLOURS = {
+    "full": COLOURS["locater"],
+    "reduced": PALETTE[4],
+    "frobenius": COLOURS["dispersed"],
+    "trace-square": PALETTE[3],
+    "variance": COLOURS["concentrated"],
+}  # by the beginning of an arm's name
 SIZES = ("trace", "frobenius", "walk_trace", "walk_frobenius")
 
 
@@ -64,24 +76,16 @@ def run_ends(curves: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     return last.merge(summary[["run", "test_loss"]], on="run", how="left").sort_values(["kappa", "seed"])
 
 
-def pairs(ends: pd.DataFrame, kappa: float) -> pd.DataFrame:
-    """Return the runs with this kappa and their baselines, with column `arm`; a run without its partner is left out."""
-    chosen = ends[ends["kappa"].isin([0.0, kappa])]
-    partners = chosen.groupby("seed")["kappa"].transform("nunique") == 2
-    arm = np.where(chosen["kappa"] == 0, "baseline", "locater")
-    return chosen.assign(arm=arm)[partners.astype(bool)].drop(columns="run").reset_index(drop=True)
-
-
 def form_ends(forms: RunTables, baselines: RunTables) -> pd.DataFrame:
     """Return each form's runs with their baselines as `ends` of their own: column `form`, "scale, mean", beside `arm`.
 
     A baseline counts where nothing but the regulariser differs.
     """
     settings = [
-        run_ends(each.curves, each.summary).merge(
-            each.summary[["run", "scale", "mean"]].assign(settings=_settings(each.summary)), on="run"
+        run_ends(sweep.curves, sweep.summary).merge(
+            sweep.summary[["run", "scale", "mean"]].assign(settings=_settings(sweep.summary)), on="run"
         )
-        for each in (forms, baselines)
+        for sweep in (forms, baselines)
     ]
     plain = settings[1][settings[1]["kappa"] == 0].drop_duplicates("settings")
     tables = [pd.DataFrame(columns=["form", "arm", *settings[0].columns])]
@@ -167,9 +171,9 @@ def pace(curves: pd.DataFrame, kappa: float) -> pd.DataFrame:
         )
         for fraction in FRACTIONS:
             level = float(np.interp(fraction * time[-1], time, loss))
-            found, own = updates_to(other, other_loss, level), updates_to(time, loss, level)
-            row = {"seed": seed, "fraction": fraction, "baseline": own, "reached": int(found == found)}
-            rows.append(row | {"locater": found if found == found else other[-1] + np.diff(other).max()})
+            needed, own = updates_to(other, other_loss, level), updates_to(time, loss, level)
+            row = {"seed": seed, "fraction": fraction, "baseline": own, "reached": int(needed == needed)}
+            rows.append(row | {"locater": needed if needed == needed else other[-1] + np.diff(other).max()})
     return pd.DataFrame(rows, columns=["seed", "fraction", "baseline", "locater", "reached"])
 
 
@@ -185,48 +189,175 @@ def dose_response(kappas: pd.DataFrame, x: str, y: str) -> tuple[float, float, l
     first, second = (stats.rankdata(table.to_numpy(float), axis=1) for table in columns)  # (seeds, kappas)
     first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (first, second))
     scale = np.sqrt((first**2).sum(1) * (second**2).sum(1))  # (seeds,)
-    each = (first * second).sum(1) / scale
+    of_seed = (first * second).sum(1) / scale
     orders = np.array(list(permutations(range(first.shape[1]))))  # (orders, kappas)
     null = np.einsum("sok,sk,s->o", first[:, orders], second, 1 / scale) / len(scale)  # (orders,)
-    extreme = np.abs(null) >= abs(each.mean()) - 1e-9
-    return float(each.mean()), float(extreme.mean()), each.tolist()
+    extreme = np.abs(null) >= abs(of_seed.mean()) - 1e-9
+    return float(of_seed.mean()), float(extreme.mean()), of_seed.tolist()
+
+
+def eigenvalue_flow(start: ArrayLike, times: ArrayLike, *, tau: float | None) -> NDArray[np.float64]:
+    """Return the eigenvalues of a symmetric W under gradient flow of the penalty in W itself, (times, d).
+
+    start: (d,) eigenvalues at time 0. tau: the target trace; None for ‖W‖_F² alone. Their mean m follows
+    dm/dt = −2m − 2(d m − τ), and their distances from it shrink like e^{−2t} either way.
+    """
+    values, time = np.asarray(start, dtype=np.float64), np.asarray(times, dtype=np.float64)[:, None]
+    mean, count = values.mean(), len(values)
+    if tau is None:
+        return values * np.exp(-2 * time)
+    rest = tau / (count + 1)
+    moved: NDArray[np.float64] = (
+        rest + (mean - rest) * np.exp(-2 * (count + 1) * time) + (values - mean) * np.exp(-2 * time)
+    )
+    return moved
+
+
+def plot_pull(start: ArrayLike, *, tau: float = 1.0, time: float = 2.5) -> Figure:
+    """Draw what LocAteR and a plain penalty on the norm do to the same eigenvalues, a panel each."""
+    times = np.linspace(0, time, 200)
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True)
+    rest = tau / (np.size(start) + 1)
+    titles = ("LocAteR pulls together", "a plain penalty pulls to zero")
+    colours = (COLOURS["locater"], COLOURS["dispersed"])
+    for axis, title, colour, target in zip(axes, titles, colours, (tau, None), strict=True):
+        flow = eigenvalue_flow(start, times, tau=target)
+        axis.plot(times, flow, color=colour, linewidth=1.3)
+        axis.plot([0] * flow.shape[1], flow[0], "o", color=colour, markersize=5)
+        axis.plot([time] * flow.shape[1], flow[-1], "o", color=colour, markersize=5)
+        axis.axhline(0, color=INK, linewidth=0.8)
+        axis.set(title=title, xlabel="time of gradient flow", xticks=[])
+    axes[0].axhline(rest, color=INK, linewidth=0.8, linestyle=":")
+    axes[0].text(time, rest + 0.06, "τ/(d + 1)", ha="right", color=INK)
+    axes[1].text(time, 0.06, "0", ha="right", color=INK)
+    axes[0].set_ylabel("eigenvalues of W")
+    return figure
+
+
+def saddle_paths(*, d_head: int, d_model: int, nudges: Mapping[int, float], time: float, seed: int) -> pd.DataFrame:
+    """Return gradient flow of the penalty from beside its saddles: rank, time, N_W, penalty.
+
+    nudges: rank of the saddle (0 for the origin) to the size of the random step aside.
+    """
+    tables = []
+    for rank, nudge in nudges.items():
+        generator = torch.Generator().manual_seed(seed)
+        saddle = critical_point(d_head, d_model, rank, generator=generator)
+        step = nudge * torch.randn(2, d_head, d_model, generator=generator, dtype=torch.float64)
+        path = penalty_flow(saddle[0] + step[0], saddle[1] + step[1], time=time)
+        columns = {"time": path.time, "N_W": path.effective_number, "penalty": path.penalty}
+        tables.append(pd.DataFrame({name: value.numpy() for name, value in columns.items()}).assign(rank=rank))
+    return pd.concat(tables, ignore_index=True)
+
+
+def balance_over_steps(sizes: Sequence[float], *, d_head: int, d_model: int, time: float, seed: int) -> pd.DataFrame:
+    """Return how far gradient descent of the penalty moves Δ = W_qW_qᵀ − W_kW_kᵀ: size (of a step), time, change.
+
+    change: ‖Δ(t) − Δ(0)‖_F over ‖Δ(0)‖_F, from one random start; gradient flow would leave it at 0.
+    """
+    start = torch.randn(2, d_head, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows = []
+    for size in sizes:
+        w_q, w_k = start / d_model**0.5
+        first = imbalance(w_q, w_k)
+        for step in range(round(time / size) + 1):
+            change = torch.linalg.matrix_norm(imbalance(w_q, w_k) - first) / torch.linalg.matrix_norm(first)
+            rows.append({"size": size, "time": step * size, "change": float(change)})
+            g_q, g_k = penalty_gradient(w_q, w_k)
+            w_q, w_k = w_q - size * g_q, w_k - size * g_k
+    return pd.DataFrame(rows)
+
+
+def plot_flow(paths: pd.DataFrame, balance: pd.DataFrame) -> Figure:
+    """Draw N_W along the flow from beside saddles, and how far steps of descent move the conserved matrix."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.3))
+    for colour, rank in zip(PALETTE, sorted(paths["rank"].unique()), strict=False):
+        path = paths[paths["rank"] == rank]
+        axes[0].plot(path["time"], path["N_W"], color=colour)
+        axes[0].plot(0, path["N_W"].iloc[0], "o", color=colour)
+        axes[0].text(0.1, rank + 0.12, f"rank {rank}" if rank else "origin", color=colour, fontsize="small")
+    axes[0].set(title="The flow leaves every saddle", xlabel="time of gradient flow", ylabel="$N_W$")
+    for colour, size in zip(PALETTE, sorted(balance["size"].unique()), strict=False):
+        path = balance[balance["size"] == size]
+        axes[1].plot(path["time"], 100 * path["change"], color=colour, label=f"step {size:g}")
+    axes[1].set(title="Small steps keep Δ", xlabel="time of gradient descent", ylabel="change of Δ, %")
+    label_lines(axes[1])
+    return figure
+
+
+def hidden_head(count: int, *, dim: int, tokens: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return a dispersed head before and after the change of tokens that hides it from the penalty.
+
+    count: positive eigenvalues of W, (dim, dim). Returns eigenvalues and hidden_eigenvalues, (count,), from the
+    largest, and logits and hidden_logits of random tokens with W and after the change, (tokens²,).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64)).Q[:, :count]
+    w = (basis * torch.logspace(0.5, -1.5, count, dtype=torch.float64)) @ basis.T
+    b = evading_map(w)
+    moved = change_coordinates(w, b)
+    x = torch.randn(tokens, dim, generator=generator, dtype=torch.float64)
+    values = {"eigenvalues": torch.linalg.eigvalsh(w), "hidden_eigenvalues": torch.linalg.eigvalsh(moved)}
+    shown = {name: value.flip(0)[:count].numpy() for name, value in values.items()}
+    y = x @ b.T  # the tokens Bx
+    return shown | {"logits": (x @ w @ x.T).flatten().numpy(), "hidden_logits": (y @ moved @ y.T).flatten().numpy()}
+
+
+def plot_hidden(head: Mapping[str, NDArray[np.float64]], *, tau: float = 1.0) -> Figure:
+    """Draw the spectrum of `hidden_head` before and after the change of tokens, and its logits against each other."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
+    ranks = np.arange(1, len(head["eigenvalues"]) + 1)
+    for name, key, label in (
+        ("dispersed", "eigenvalues", "W"),
+        ("concentrated", "hidden_eigenvalues", "after B"),
+    ):
+        axes[0].plot(ranks, head[key], "o-", color=COLOURS[name], label=label)
+    axes[0].set(yscale="log", xlabel="rank of the eigenvalue", ylabel="λ", title="The spectrum becomes flat,")
+    label_lines(axes[0])
+    axes[1].plot(head["logits"], head["hidden_logits"], ".", color=COLOURS["locater"], markersize=3)
+    axes[1].set(xlabel="logits of x with W", ylabel="logits of Bx", title="and no logit changes")
+    return figure
 
 
 def plot_against_variance(kappas: pd.DataFrame, column: str, axis: Axes) -> None:
-    """A measure of each run against its eigenvalue variance: a line a seed, colours for kappa.
+    """Draw a measure of runs against their eigenvalue variance: a line a seed, colours for kappa.
 
     kappas: seed, kappa, eigen_variance, `column`. The variance axis is logarithmic where all variances are positive.
     """
-    if kappas.empty:
-        return label_empty(axis)
     for _, line in kappas.sort_values("eigen_variance").groupby("seed"):
-        axis.plot(line["eigen_variance"], line[column], color="0.6", linewidth=1, zorder=1)
-    for kappa, points in by_kappa(kappas):
-        style: dict[str, Any] = {"color": kappa_colour(kappa), "label": kappa_label(kappa)}
-        axis.scatter(points["eigen_variance"].tolist(), points[column].tolist(), s=34, zorder=2, **style)
+        axis.plot(line["eigen_variance"], line[column], color=INK, alpha=0.5, linewidth=1, zorder=1)
+    for number, (kappa, points) in enumerate(by_kappa(kappas)):
+        axis.scatter(points["eigen_variance"], points[column], s=34, zorder=2, color=kappa_colour(kappa))
+        where: dict[str, Any] = {"transform": axis.transAxes, "fontsize": "small", "color": kappa_colour(kappa)}
+        axis.text(0.05, 0.35 - 0.08 * number, kappa_label(kappa), **where)
     axis.set_xlabel(r"eigenvalue variance over $d_{model}$")
     if (kappas["eigen_variance"] > 0).all():
         axis.set_xscale("log")
-    return None
 
 
-def plot_arms(ends: Iterable[tuple[str, pd.DataFrame]], column: str, axis: Axes) -> None:
-    """A measure of each arm against its N_W: the mean over seeds of the arm minus its baseline, with its interval.
+def plot_arms(ends: Mapping[str, pd.DataFrame], column: str, axis: Axes) -> None:
+    """Draw a measure of every arm against its N_W: the mean over seeds of the arm minus its baseline, with intervals.
 
-    ends: name and `ends` with column arm. N_W is the geometric mean of the ratios to the baseline.
+    ends: name to `run_ends` with column arm. N_W is the geometric mean of the ratios to the baseline.
     """
-    axis.axhline(0, color="0.5", linewidth=1)
-    axis.axvline(TWICE, color="0.5", linewidth=1, linestyle=":")
-    for number, (name, table) in enumerate(ends):
+    axis.axhline(0, color=INK, linewidth=1)
+    axis.axvline(TWICE, color=INK, linewidth=1, linestyle=":")
+    for name, table in ends.items():
         ratios = concentration_ratios(table)["N_W"]
         if len(ratios) < FEWEST_SEEDS:
             continue
         ratio, gap = ratio_interval(ratios), t_interval(paired_values(table, column))
         error: dict[str, Any] = {"xerr": [[ratio.estimate - ratio.low], [ratio.high - ratio.estimate]]}
-        error |= {"yerr": [[gap.estimate - gap.low], [gap.high - gap.estimate]]}
-        style: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
-        axis.errorbar([ratio.estimate], [gap.estimate], **error, **style, label=name)
+        error |= {"yerr": [[gap.estimate - gap.low], [gap.high - gap.estimate]], "linewidth": 1}
+        colour = ARM_COLOURS[name.split(",")[0]]
+        axis.errorbar([ratio.estimate], [gap.estimate], **error, fmt="o", color=colour, label=name)
     axis.set(xscale="log", xlabel="$N_W$, times the baseline's")
+
+
+def name_arms(axis: Axes) -> None:
+    """Write what the colours of `plot_arms` mean, a line a name, in the upper left corner."""
+    for number, (name, colour) in enumerate(ARM_COLOURS.items()):
+        axis.text(0.03, 0.97 - 0.075 * number, name, color=colour, fontsize="small", transform=axis.transAxes, va="top")
 
 
 def _difference(column: str, better: int, margin: str, name: str) -> Callable[[Tables, float], Verdict]:
@@ -301,11 +432,13 @@ def _if_concentrated(table: str, rule: Callable[[Tables], Verdict]) -> Callable[
         ratios = concentration_ratios(tables[table])
         if len(ratios["N_W"]) < FEWEST_SEEDS:
             return rule(tables)
-        passed, told = passed_by(ratios, least), check_text(ratios)
+        passed, check = passed_by(ratios, least), check_text(ratios)
         if not passed:
-            return Verdict("not a test", f"the spectrum did not concentrate: {told}; at least {least:g} times is asked")
+            return Verdict(
+                "not a test", f"the spectrum did not concentrate: {check}; at least {least:g} times is asked"
+            )
         verdict = rule(tables)
-        return verdict._replace(because=f"{verdict.because}; concentrated by {' and '.join(passed)}: {told}")
+        return verdict._replace(because=f"{verdict.because}; concentrated by {' and '.join(passed)}: {check}")
 
     return checked
 
@@ -341,14 +474,14 @@ beyond_entropy = _at("equal_norm", equal_norm_entropy_by_margin, "entropy")
 
 def perplexity_follows_variance(tables: Tables) -> Verdict:
     """Table kappas: seed, kappa, eigen_variance (d_model eigenvalues), valid_perplexity; one row a run."""
-    mean, p, each = dose_response(tables["kappas"], "eigen_variance", "valid_perplexity")
-    if not each:
+    mean, p, of_seeds = dose_response(tables["kappas"], "eigen_variance", "valid_perplexity")
+    if not of_seeds:
         return Verdict("not run", f"at least {FEWEST_SEEDS} seeds with {FEWEST_KAPPAS} kappas are needed")
     because = f"mean rank correlation over κ {fixed(mean)}, exact permutation p = {p:.3f}".replace("-", "−")
-    holds = sum(value > 0 for value in each)
+    holds = sum(value > 0 for value in of_seeds)
     if p >= 0.05:
-        return Verdict("inconclusive", because, holds, len(each))
-    return Verdict("reproduced" if mean > 0 else "not reproduced", because, holds, len(each))
+        return Verdict("inconclusive", because, holds, len(of_seeds))
+    return Verdict("reproduced" if mean > 0 else "not reproduced", because, holds, len(of_seeds))
 
 
 FULL = "LocAteR with τ = 1 and κ = 1e-3, all words of WikiText-2, eleven passes, one layer, one head, five seeds"

@@ -16,7 +16,8 @@ from qkrepro.errors import ArgumentError, ShapeError, check_number
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
 from qkrepro.evidence.outcomes import interval_text
 from qkrepro.evidence.paired_runs import FEWEST_SEEDS
-from qkrepro.evidence.run_figures import Style, label_empty
+from qkrepro.evidence.run_figures import Style
+from qkrepro.evidence.style import COLOURS, INK, PALETTE
 from qkrepro.theory.statistics import t_interval
 
 READS = ("results/starts-reduced*",)  # what the notebook reads beside the package, relative to the checkout
@@ -24,18 +25,13 @@ READS = ("results/starts-reduced*",)  # what the notebook reads beside the packa
 JUDGED = ("xavier", "collapsed", "concentrated")  # those that the rule of the verdict compares
 REFERENCE = "xavier"
 SHARE = 0.5  # of a later rate, below which a stretch of learning is a plateau
-START_STYLES: Mapping[str, Style] = {
-    "xavier": {"label": "Xavier", "color": "0.25"},
-    "collapsed": {"label": "dispersed (entropy-collapsed)", "color": "C3", "linestyle": "--"},
-    "uniform": {"label": "near zero (rank-collapsed)", "color": "C2", "linestyle": "-."},
-    "concentrated": {"label": "concentrated (identity)", "color": "C0"},
-}
 LOW = ("collapsed", "concentrated")  # the starts whose entropy is low at update 0
-START_NAMES = {
-    "xavier": "Xavier",
-    "collapsed": "dispersed",
-    "uniform": "near zero",
-    "concentrated": "concentrated",
+START_NAMES = {"xavier": "Xavier", "collapsed": "dispersed", "uniform": "near zero", "concentrated": "concentrated"}
+START_STYLES: Mapping[str, Style] = {
+    "xavier": {"label": "Xavier", "color": COLOURS["baseline"]},
+    "collapsed": {"label": "dispersed", "color": COLOURS["dispersed"], "linestyle": "--"},
+    "uniform": {"label": "near zero", "color": PALETTE[4], "linestyle": "-."},
+    "concentrated": {"label": "concentrated", "color": COLOURS["concentrated"]},
 }
 
 
@@ -49,7 +45,7 @@ class Plateau(NamedTuple):
 
 
 def start_name(gain: float, mean: float | None, deviation: float | None) -> str:
-    """Which start a run's start_gain, start_mean and start_deviation ask for.
+    """Return which start a run's start_gain, start_mean and start_deviation ask for.
 
     xavier, collapsed (larger: dispersed eigenvalues, low entropy), uniform (near zero: attention even, tokens alike),
     concentrated (a chosen mean, no deviation). Raises ArgumentError for another.
@@ -57,22 +53,22 @@ def start_name(gain: float, mean: float | None, deviation: float | None) -> str:
     if mean is None or pd.isna(mean):
         return "xavier" if gain == 1 else "collapsed" if gain > 1 else "uniform"
     if deviation != 0 or mean == 0:
-        raise ArgumentError(f"start has mean {mean!r} and deviation {deviation!r}; allowed: a mean alone, not 0")
+        raise ArgumentError(f"start must have a mean other than 0 and no deviation, got {mean!r} and {deviation!r}")
     return "concentrated"
 
 
 def named_starts(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of runs or evaluations with a column `start`."""
+    """Return the table of runs or evaluations with a column `start`."""
     entries = zip(table["start_gain"], table["start_mean"], table["start_deviation"], strict=True)
     names = [start_name(*entry) for entry in entries]
     return table.assign(start=pd.Series(names, index=table.index, dtype=object))
 
 
 def start_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: start, seed, and what the first half of its training was like.
+    """Return start, seed, and what the first half of its training was like, one row a run.
 
     curves: start, seed, update, train_loss, valid_loss, valid_entropy. early_loss is the mean training loss over the
-    updates of the first half (each row of train_loss is a mean over the updates since the row before); early_entropy
+    updates of the first half (a row of train_loss is a mean over the updates since the row before); early_entropy
     the mean attention entropy of the evaluations in it; first_entropy and last_entropy those at both ends; last_loss
     the last validation loss; late_loss the mean training loss after the warm-up (column `warmup`, updates), NaN for a
     run that ended within it. Losses nats a token, entropies nats. Raises ArgumentError for a run without an evaluation
@@ -82,11 +78,9 @@ def start_table(curves: pd.DataFrame) -> pd.DataFrame:
     for (start, seed), run in curves.groupby(["start", "seed"], sort=False):
         run = run.sort_values("update")
         early = run[run["update"] <= run["update"].max() / 2]
-        since = early["update"].diff().iloc[1:].to_numpy(float)  # updates that each row of train_loss is a mean over
+        since = early["update"].diff().iloc[1:].to_numpy(float)  # updates that a row of train_loss is a mean over
         if not since.size:
-            raise ArgumentError(
-                f"curves of start {start}, seed {seed} have no evaluation in the first half; allowed: some"
-            )
+            raise ArgumentError(f"curves must have evaluations in the first half, got none for {start}, seed {seed}")
         entropy = run["valid_entropy"].to_numpy(float)
         row: dict[str, Any] = {"start": start, "seed": seed}
         row |= {"early_loss": float(np.average(early["train_loss"].iloc[1:].to_numpy(float), weights=since))}
@@ -95,27 +89,18 @@ def start_table(curves: pd.DataFrame) -> pd.DataFrame:
         late_loss = np.average(late["train_loss"], weights=late["since"]) if len(late) else np.nan
         row |= {"last_entropy": entropy[-1], "last_loss": float(run["valid_loss"].iloc[-1])}
         rows.append(row | {"late_loss": float(late_loss)})
-    columns = [
-        "start",
-        "seed",
-        "early_loss",
-        "early_entropy",
-        "first_entropy",
-        "last_entropy",
-        "last_loss",
-        "late_loss",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["early_loss", "early_entropy", "first_entropy", "last_entropy", "last_loss", "late_loss"]
+    return pd.DataFrame(rows, columns=["start", "seed", *columns])
 
 
 def complete_seeds(starts: pd.DataFrame, needed: Sequence[str] = JUDGED) -> pd.DataFrame:
-    """The rows of the seeds for which every needed start is there: what a paired comparison may use."""
+    """Return the rows of the seeds for which every needed start is there: what a paired comparison may use."""
     whole = starts.groupby("seed")["start"].transform(lambda names: set(needed) <= set(names))
     return starts[whole.astype(bool)].reset_index(drop=True)
 
 
 def gaps_to_reference(curves: pd.DataFrame, column: str, keys: Sequence[str] = ("seed", "update")) -> pd.DataFrame:
-    """Differences to the Xavier start of the same seed (and update): start, keys, `column`, difference."""
+    """Return differences to the Xavier start of the same seed (and update): start, keys, `column`, difference."""
     base = curves[curves["start"] == REFERENCE].set_index(list(keys))[column].rename("reference")
     rows = curves[curves["start"] != REFERENCE].join(base, on=list(keys), how="inner")
     rows = rows.assign(difference=(rows[column] - rows["reference"]).astype(float))
@@ -125,7 +110,7 @@ def gaps_to_reference(curves: pd.DataFrame, column: str, keys: Sequence[str] = (
 def longest_plateau(
     update: ArrayLike, loss: ArrayLike, *, window: float, share: float = 0.5, least_fall: float = 0.02
 ) -> Plateau:
-    """The longest plateau of a learning curve by the criterion of this module.
+    """Return the longest plateau of a learning curve by the criterion of this module.
 
     update, loss: (n,), evaluations in order. Rates are falls of the loss over the shortest span of evaluations that
     lasts at least `window` updates. A span is part of a plateau when its rate is below `share` of the greatest rate of
@@ -134,9 +119,9 @@ def longest_plateau(
     """
     time, level = np.asarray(update, dtype=np.float64), np.asarray(loss, dtype=np.float64)
     if time.ndim != 1 or time.shape != level.shape:
-        raise ShapeError(f"update and loss have shapes {time.shape} and {level.shape}; allowed: two equal (n,)")
+        raise ShapeError(f"update and loss must have one shape (n,), got {time.shape} and {level.shape}")
     if not (np.diff(time) > 0).all():
-        raise ArgumentError("update does not rise; allowed: evaluations in order")
+        raise ArgumentError(f"update must rise, got {time.tolist()}")
     for name, value in (("window", window), ("share", share), ("least_fall", least_fall)):
         check_number(name, value, above=0)
     ends = np.searchsorted(time, time + window)
@@ -154,7 +139,7 @@ def longest_plateau(
 
 
 def plateau_table(curves: pd.DataFrame, **criterion: float) -> pd.DataFrame:
-    """The longest plateau of the validation loss of each run: start, seed, length, begin, loss, slowest.
+    """Return the longest plateau of the validation loss of every run: start, seed, length, begin, loss, slowest.
 
     curves: start, seed, update, valid_loss; those after the warm-up alone where the rule asks for it. criterion:
     arguments of `longest_plateau`.
@@ -162,13 +147,13 @@ def plateau_table(curves: pd.DataFrame, **criterion: float) -> pd.DataFrame:
     rows = []
     for (start, seed), run in curves.groupby(["start", "seed"], sort=False):
         run = run.sort_values("update")
-        found = longest_plateau(run["update"].to_numpy(float), run["valid_loss"].to_numpy(float), **criterion)
-        rows.append({"start": start, "seed": seed} | found._asdict())
+        plateau = longest_plateau(run["update"].to_numpy(float), run["valid_loss"].to_numpy(float), **criterion)
+        rows.append({"start": start, "seed": seed} | plateau._asdict())
     return pd.DataFrame(rows, columns=["start", "seed", *Plateau._fields])
 
 
 def _longest(time: Any, level: Any, slow: Any, slowest: float) -> Plateau:
-    """The longest run of slow steps; step i leads from evaluation i to i + 1."""
+    """Return the longest run of slow steps; step i leads from evaluation i to i + 1."""
     best, begin = Plateau(0.0, float("nan"), float("nan"), slowest), None
     for step, marked in enumerate([*slow, False]):
         if marked and begin is None:
@@ -222,27 +207,39 @@ def low_entropy_slows(tables: Tables) -> Verdict:
     return Verdict(outcome, f"loss after the warm-up against Xavier: {because}", holds, len(LOW) * len(wide))
 
 
+def plot_starts(eigenvalues: Mapping[str, np.ndarray], axes: Sequence[Axes]) -> None:
+    """Draw the eigenvalues of every start in the complex plane, a panel a start; each panel has its own scale."""
+    for axis, (name, values) in zip(axes, eigenvalues.items(), strict=True):
+        reach = 1.15 * max(float(np.abs(values).max()), 1e-3)
+        for line in (axis.axhline, axis.axvline):
+            line(0, color=INK, linewidth=0.6, zorder=0)
+        axis.scatter(
+            values.real,
+            values.imag,
+            s=12 if np.ptp(values.real) else 50,
+            color=START_STYLES[name]["color"],
+            linewidths=0,
+        )
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", yticks=[], xlabel="Re λ")
+        axis.set_title(START_NAMES[name], color=START_STYLES[name]["color"])
+        axis.grid(False)
+    axes[0].set_ylabel("Im λ")
+
+
 def plot_entropy_against_loss(starts: pd.DataFrame, axis: Axes) -> None:
-    """Late loss of each run against its early attention entropy, one marker a start; grey lines join a seed's runs.
+    """Draw the late loss of runs against their early attention entropy; grey lines join the runs of a seed.
 
     starts: start, seed, early_entropy, late_loss.
     """
-    if starts.empty:
-        return label_empty(axis)
     for _, runs in starts.sort_values("early_entropy").groupby("seed"):
-        axis.plot(runs["early_entropy"], runs["late_loss"], color="0.8", linewidth=0.8, zorder=1)
-    for (name, style), marker in zip(START_STYLES.items(), "osD^", strict=True):
+        axis.plot(runs["early_entropy"], runs["late_loss"], color=INK, alpha=0.5, linewidth=0.8, zorder=1)
+    for name, marker in zip(START_STYLES, "osD^", strict=True):
         points = starts[starts["start"] == name]
-        axis.plot(
-            points["early_entropy"],
-            points["late_loss"],
-            marker,
-            markersize=7,
-            color=style["color"],
-            label=style["label"],
-        )
+        axis.plot(points["early_entropy"], points["late_loss"], marker, markersize=8, color=START_STYLES[name]["color"])
+        place = (points["early_entropy"].max(), points["late_loss"].max())
+        where: dict[str, Any] = {"xytext": (6, 6), "textcoords": "offset points", "color": START_STYLES[name]["color"]}
+        axis.annotate(START_NAMES[name], place, **where)
     axis.set(xlabel="attention entropy, mean of the first half, nats", ylabel="training loss after the warm-up, nats")
-    return None
 
 
 CLAIMS = (

@@ -5,19 +5,23 @@ Source: book, "Real weights".
 """
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from scipy import stats
 
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
-from qkrepro.evidence.style import QUANTITIES
+from qkrepro.evidence.style import COLOURS, INK, QUANTITIES
 from qkrepro.evidence.wording import signed
 from qkrepro.models.checkpoint import qk_layers
 from qkrepro.models.head_products import HeadProducts, head_products, random_products
+from qkrepro.theory.spectrum import qk_eigenvalues, qk_moments
 from qkrepro.theory.statistics import correlations
 
 READS = ("notebooks/texts/walk.txt",)  # what the notebook reads beside the package, relative to the checkout
@@ -78,51 +82,72 @@ def layer_table(heads: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def plot_kinds(seed: int, axes: Sequence[Axes], *, d_head: int = 32, d_model: int = 384) -> None:
+    """Draw the eigenvalues over ‖W‖_F of three made heads, a panel each: random, with a mean, concentrated."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn, noise = torch.randn(2, d_head, d_model, generator=generator, dtype=torch.float64).unbind()
+    w_q = torch.linalg.qr(drawn.mT).Q.mT  # orthonormal rows: a multiple of w_q as w_k adds that mean to the spectrum
+    radius = d_head**0.5  # of the disc that the noise fills
+    kinds = {"random": 0.0, "with a mean": 1.5, "concentrated": 10.0}
+    colours = (COLOURS["dispersed"], INK, COLOURS["concentrated"])
+    for axis, colour, (name, mean) in zip(axes, colours, kinds.items(), strict=True):
+        w_k = mean * radius * w_q + noise
+        values = qk_eigenvalues(w_q, w_k) / qk_moments(w_q, w_k).frobenius_sq.sqrt()
+        for line in (axis.axhline, axis.axvline):
+            line(0, color=INK, linewidth=0.6, zorder=0)
+        axis.plot(values.real, values.imag, ".", color=colour)
+        axis.set(xlabel="Re λ", xlim=(-0.1, 0.2), ylim=(-0.1, 0.1), aspect="equal")
+        axis.set_title(name, color=colour)
+        axis.grid(False)
+    axes[0].set_ylabel("Im λ")
+
+
 def plot_spectra_grid(spectra: pd.DataFrame, null: pd.DataFrame, ax: Axes, reach: float = 0.25) -> int:
-    """Draw the eigenvalues over ‖W‖_F of each head in a cell of a layer × head grid, random heads behind them in grey.
+    """Draw the eigenvalues over ‖W‖_F of heads, a cell of a layer × head grid each, random heads behind them in grey.
 
     spectra: layer, head, real, imag. null: real, imag. reach: half the side of a cell. Returns how many eigenvalues
     lie outside their cell and are not shown.
     """
     inside = spectra[(spectra["real"].abs() < reach) & (spectra["imag"].abs() < reach)]
     layers, heads = int(spectra["layer"].max()) + 1, int(spectra["head"].max()) + 1
-    for layer in range(layers):
-        for head in range(heads):
-            x, y = head + null["real"] / (2 * reach), layer - null["imag"] / (2 * reach)
-            ax.scatter(x, y, s=0.6, color="0.65", linewidths=0, rasterized=True)
+    for head, layer in product(range(heads), range(layers)):
+        x, y = head + null["real"] / (2 * reach), layer - null["imag"] / (2 * reach)
+        ax.scatter(x, y, s=0.6, color=INK, alpha=0.5, linewidths=0, rasterized=True)
     x, y = inside["head"] + inside["real"] / (2 * reach), inside["layer"] - inside["imag"] / (2 * reach)
     ax.scatter(x, y, s=4, linewidths=0)
-    ax.hlines(np.arange(layers + 1) - 0.5, -0.5, heads - 0.5, color="0.5", linewidth=0.8)
-    ax.vlines(np.arange(heads + 1) - 0.5, -0.5, layers - 0.5, color="0.5", linewidth=0.8)
+    ax.hlines(np.arange(layers + 1) - 0.5, -0.5, heads - 0.5, color=INK, linewidth=0.8)
+    ax.vlines(np.arange(heads + 1) - 0.5, -0.5, layers - 0.5, color=INK, linewidth=0.8)
     ax.set(xlim=(-0.52, heads - 0.48), ylim=(layers - 0.48, -0.52), aspect="equal", xlabel="head", ylabel="layer")
-    ax.set_xticks(range(heads))
-    ax.set_yticks(range(layers))
+    ax.set(xticks=range(heads), yticks=range(layers))
     ax.grid(False)
     sns.despine(ax=ax, left=True, bottom=True)
     return len(spectra) - len(inside)
 
 
 def plot_against_chance(heads: pd.DataFrame, null: Sequence[float], ax: Axes) -> None:
-    """Draw the relative variance of each head by layer, with the middle 95% of random heads as a band.
+    """Draw the relative variance of heads by layer, with the middle 95% of random heads as a band.
 
     heads: layer, head, relative_variance. null: relative variances of random heads.
     """
     low, middle, high = np.quantile(np.asarray(null), [0.025, 0.5, 0.975])
-    ax.axhspan(low, high, color="0.6", alpha=0.3, linewidth=0, zorder=0)
-    ax.axhline(middle, color="0.5", linewidth=1, linestyle="--", zorder=1)
+    ax.axhspan(low, high, color=INK, alpha=0.25, linewidth=0, zorder=0)
+    ax.axhline(middle, color=INK, linewidth=1, linestyle="--", zorder=1)
     label = "random heads:\nmiddle 95%\nand median"
-    ax.text(1.01, middle, label, va="center", fontsize="small", color="0.45", transform=ax.get_yaxis_transform())
+    ax.text(1.01, middle, label, va="center", fontsize="small", transform=ax.get_yaxis_transform())
     spread = np.linspace(-0.25, 0.25, int(heads["head"].max()) + 1)
     ax.scatter(heads["layer"] + spread[heads["head"]], heads["relative_variance"], s=16, zorder=2)
     ax.set(xlabel="layer", ylabel=QUANTITIES["relative_variance"], yscale="log")
 
 
 def plot_entropy(heads: pd.DataFrame, quantity: str, ax: Axes) -> None:
-    """Draw the mean attention entropy of each head against a quantity, coloured by layer; heads: layer, entropy."""
+    """Draw the mean attention entropy of heads against a quantity, coloured by layer; heads: layer, entropy."""
     log = bool((heads[quantity] > 0).all())
-    sns.scatterplot(heads, x=quantity, y="entropy", hue="layer", palette="viridis", s=26, ax=ax, legend="full")
+    colours = [tuple(colour) for colour in colormaps["plasma"](np.linspace(0.38, 0.76, heads["layer"].nunique()))]
+    for number, (colour, layer) in enumerate(zip(colours, sorted(heads["layer"].unique()), strict=True)):
+        rows = heads[heads["layer"] == layer]
+        ax.scatter(rows[quantity], rows["entropy"], s=22, color=colour)
+        ax.text(0.04, 0.46 - 0.075 * number, f"layer {layer}", color=colour, fontsize="small", transform=ax.transAxes)
     ax.set(xlabel=QUANTITIES[quantity], ylabel="entropy, nats", xscale="log" if log else "linear")
-    ax.legend(title="layer", ncols=2, loc="lower left")
 
 
 def entropy_follows_scale(tables: Tables, strong: float = STRONG) -> Verdict:

@@ -1,15 +1,15 @@
-"""What the recorded eigenvalues of a run come to: histograms over training, spread about the mean, rotation.
+"""What the recorded eigenvalues of a run come to: where they lie over training, spread about the mean, rotation.
 
 Source: book, "The eigenspectrum in training".
 """
 
-from collections.abc import Sequence
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
-from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
 from qkrepro.evidence.outcomes import (
@@ -20,8 +20,9 @@ from qkrepro.evidence.outcomes import (
     passed_by,
     ratio_interval,
 )
-from qkrepro.evidence.paired_runs import FEWEST_SEEDS
-from qkrepro.evidence.run_figures import EPOCHS, by_kappa, kappa_colour, kappa_label, label_empty, points
+from qkrepro.evidence.paired_runs import FEWEST_SEEDS, with_arms
+from qkrepro.evidence.run_figures import by_kappa, kappa_colour, kappa_label, plot_runs
+from qkrepro.evidence.style import INK, WIDTH
 from qkrepro.training.tables import RunTables
 
 READS = (
@@ -31,22 +32,8 @@ READS = (
 )  # what the notebook reads beside the package, relative to the checkout
 
 
-def spectrum_histogram(eigenvalues: pd.DataFrame, edges: Sequence[float]) -> pd.DataFrame:
-    """Share of eigenvalues by their real part over training: kappa, epoch, left, right, share.
-
-    eigenvalues: kappa, epoch, real; all seeds of a kappa together. What lies outside the edges counts in the outermost.
-    """
-    inner = np.asarray(edges[1:-1], dtype=float)
-    rows = []
-    for (kappa, epoch), group in eigenvalues.groupby(["kappa", "epoch"]):
-        counts = np.bincount(np.searchsorted(inner, group["real"].to_numpy()), minlength=len(edges) - 1)
-        shares = zip(edges[:-1], edges[1:], counts / len(group), strict=True)
-        rows += [{"kappa": kappa, "epoch": epoch, "left": a, "right": b, "share": share} for a, b, share in shares]
-    return pd.DataFrame(rows, columns=["kappa", "epoch", "left", "right", "share"])
-
-
 def spectrum_course(tables: RunTables) -> pd.DataFrame:
-    """One row a head and an evaluation: run, seed, kappa, update, epoch, layer, head, and what its eigenvalues come to.
+    """Return what the eigenvalues of a head come to: run, seed, kappa, update, epoch, layer, head; a row an evaluation.
 
     scatter: root of the mean |λ − μ|² over all d_model eigenvalues; relative_spread: scatter over |μ|, 0 for a fully
     concentrated spectrum; rotation: share of Im² in Σ|λ|², 0 for a real spectrum. The zeros beyond the d_head
@@ -59,12 +46,14 @@ def spectrum_course(tables: RunTables) -> pd.DataFrame:
     width = sums["d_model"].astype(float)
     mean = sums["real"] / width
     scatter = ((sums["square"] / width - mean**2).clip(lower=0) ** 0.5).astype(float)
-    found = sums.assign(scatter=scatter, relative_spread=scatter / mean.abs(), rotation=sums["turned"] / sums["square"])
-    return found.drop(columns=["d_model", "real", "square", "turned"])
+    course = sums.assign(
+        scatter=scatter, relative_spread=scatter / mean.abs(), rotation=sums["turned"] / sums["square"]
+    )
+    return course.drop(columns=["d_model", "real", "square", "turned"])
 
 
 def ranked_eigenvalues(eigenvalues: pd.DataFrame) -> pd.DataFrame:
-    """Sizes |λ| of each head from the largest to the smallest, at the last evaluation of each run.
+    """Return the sizes |λ| of a head from the largest to the smallest, at the last evaluation of its run.
 
     Returns run, seed, kappa, layer, head, rank (from 1), size.
     """
@@ -76,54 +65,44 @@ def ranked_eigenvalues(eigenvalues: pd.DataFrame) -> pd.DataFrame:
     return table.assign(rank=ranks).reset_index(drop=True)
 
 
-def plot_spectrum_over_time(histogram: pd.DataFrame, axes: Sequence[Axes]) -> QuadMesh:
-    """The histogram of real parts over epochs as a map, one panel a kappa; returns a mesh for the colour bar.
+def plot_moment(eigenvalues: pd.DataFrame, limit: float) -> Figure:
+    """Draw the eigenvalues of one moment in the complex plane, a panel a kappa; limit: of both axes, for all moments.
 
-    histogram: as `qkrepro.chapters.spectrum_in_training.spectrum_histogram` gives it. Colours are logarithmic; a cell
-    without an eigenvalue is empty.
+    eigenvalues: kappa, epoch, real, imag, of one evaluation of one seed.
     """
-    norm = LogNorm(max(float(histogram.loc[histogram["share"] > 0, "share"].min()), 1e-3), 1)
-    for axis, (kappa, rows) in zip(axes, by_kappa(histogram), strict=True):
-        grid = rows.pivot(index="left", columns="epoch", values="share").sort_index()
-        edges = [*grid.index, float(rows["right"].max())]
-        epochs = grid.columns.to_numpy(float)
-        middle = (epochs[1:] + epochs[:-1]) / 2
-        across = np.concatenate([epochs[:1], middle, epochs[-1:]]) if len(epochs) > 1 else [-0.5, 0.5]
-        shares = np.ma.masked_equal(grid.to_numpy(float), 0)
-        mesh = axis.pcolormesh(across, edges, shares, cmap="cividis", norm=norm, rasterized=True)
-        axis.axhline(0, color="0.5", linewidth=0.6)
-        axis.set(title=kappa_label(kappa), xlabel=EPOCHS)
+    figure, axes = plt.subplots(1, eigenvalues["kappa"].nunique(), figsize=(WIDTH, 3.5), sharey=True, squeeze=False)
+    for axis, (kappa, values) in zip(axes[0], by_kappa(eigenvalues), strict=True):
+        for line in (axis.axhline, axis.axvline):
+            line(0, color=INK, linewidth=0.6, zorder=0)
+        axis.scatter(values["real"], values["imag"], s=10, color=kappa_colour(kappa), linewidths=0, alpha=0.8)
+        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="Re λ")
+        axis.set_title(kappa_label(kappa), color=kappa_colour(kappa))
         axis.grid(False)
-    axes[0].set_ylabel("Re λ")
-    return mesh
+    axes[0, 0].set_ylabel("Im λ")
+    return figure
 
 
 def plot_ranked(ranked: pd.DataFrame, axis: Axes) -> None:
-    """Sizes of eigenvalues from the largest to the smallest, a line a run, colours for kappa; logarithmic.
+    """Draw sizes of eigenvalues from the largest to the smallest, a line a run, colours for kappa; logarithmic.
 
     ranked: run, kappa, rank, size; runs of one head.
     """
-    if ranked.empty:
-        return label_empty(axis)
-    for kappa, lines in by_kappa(ranked):
-        for number, (_, line) in enumerate(lines.groupby("run")):
-            label = kappa_label(kappa) if number == 0 else None
-            axis.plot(line["rank"], line["size"], color=kappa_colour(kappa), linewidth=1.2, alpha=0.8, label=label)
+    for number, (kappa, lines) in enumerate(by_kappa(ranked)):
+        for _, line in lines.groupby("run"):
+            axis.plot(line["rank"], line["size"], color=kappa_colour(kappa), linewidth=1.2, alpha=0.8)
+        where: dict[str, Any] = {"transform": axis.transAxes, "fontsize": "small", "color": kappa_colour(kappa)}
+        axis.text(0.05, 0.4 - 0.08 * number, kappa_label(kappa), **where)
     axis.set(yscale="log", xlabel="rank of the eigenvalue", ylabel="|λ|")
-    return None
 
 
 def plot_over_kappa(table: pd.DataFrame, column: str, axis: Axes) -> None:
-    """A measure of each run over kappa, evenly spaced, with the mean and its interval; table: seed, kappa, `column`."""
-    if table.empty:
-        return label_empty(axis)
-    for place, (kappa, rows) in enumerate(by_kappa(table)):
-        points(rows[column].astype(float).tolist(), place, axis, kappa_colour(kappa), "black")
+    """Draw a measure of runs over kappa, evenly spaced, with the mean and its interval; table: seed, kappa, column."""
     kappas = sorted(table["kappa"].unique())
+    for place, (kappa, rows) in enumerate(by_kappa(table)):
+        plot_runs(rows[column].astype(float).tolist(), place, axis, kappa_colour(kappa))
     axis.set_xticks(range(len(kappas)), [f"{kappa:g}" for kappa in kappas])
     axis.set_xlabel("κ")
     axis.grid(axis="x", visible=False)
-    return None
 
 
 def run_ends(curves: pd.DataFrame, kappa: float) -> pd.DataFrame:
@@ -131,10 +110,8 @@ def run_ends(curves: pd.DataFrame, kappa: float) -> pd.DataFrame:
 
     Columns concentration, walk_concentration (N_W, N_M), frobenius, walk_trace, walk_frobenius; one row a run.
     """
-    last = curves[curves["kappa"].isin([0.0, kappa])].sort_values("update").groupby("run").tail(1)
-    last = last.assign(arm=np.where(last["kappa"] == 0, "baseline", "locater"))
     columns = ["seed", "arm", "d_model", *CONCENTRATIONS, "trace", "frobenius", "walk_trace", "walk_frobenius"]
-    return last[columns].sort_values(["arm", "seed"]).reset_index(drop=True)
+    return with_arms(curves.sort_values("update").groupby("run").tail(1), kappa)[columns]
 
 
 def concentrates_by_ratio(tables: Tables, least: float) -> Verdict:
@@ -143,7 +120,7 @@ def concentrates_by_ratio(tables: Tables, least: float) -> Verdict:
     seeds = len(ratios["N_W"])
     if seeds < FEWEST_SEEDS:
         return Verdict("not run", f"{seeds} paired seeds; at least {FEWEST_SEEDS} are needed")
-    holds = sum(max(each) >= least for each in zip(*ratios.values(), strict=True))
+    holds = sum(max(pair) >= least for pair in zip(*ratios.values(), strict=True))
     highest = max(ratio_interval(values).high for values in ratios.values())
     outcome: Outcome = (
         "reproduced" if passed_by(ratios, least) else "not reproduced" if highest < least else "inconclusive"

@@ -17,15 +17,14 @@ from qkrepro.errors import ArgumentError, check_integer
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
 from qkrepro.evidence.outcomes import interval_text
 from qkrepro.evidence.paired_runs import FEWEST_SEEDS
-from qkrepro.evidence.run_figures import Style, kappa_colour, kappa_label, label_empty
+from qkrepro.evidence.run_figures import Style, by_kappa, kappa_colour, kappa_label, plot_runs
+from qkrepro.evidence.style import COLOURS, INK, PALETTE
 from qkrepro.evidence.verdicts import SAME_PROFILE
-from qkrepro.theory.statistics import bin_middles, mean_interval, t_interval, total_variation
+from qkrepro.theory.statistics import bin_middles, t_interval, total_variation
 from qkrepro.training.tables import RunTables
 
 READS = (
     "results/locater-wikitext-2*",
-    "results/kappa-reduced*",
-    "results/search-kappa*",
     "results/walk",
 )  # what the notebook reads beside the package, relative to the checkout
 
@@ -34,27 +33,27 @@ SMOOTHING = 16  # windows in a sequence: over so many the measured shares are av
 DISTANCES = ("total_variation", "mirrored_variation", "gradient_variation", "noise")
 AGREEMENT = (*DISTANCES, *(f"{what}_{name}" for what in ("centre", "level") for name in PROFILES))
 PROFILE_STYLES: Mapping[str, Style] = {
-    "nonsaturated": {"label": "not saturated, measured", "color": "black"},
-    "predicted": {"label": "not saturated, predicted", "color": "C0", "linestyle": "--"},
-    "gradient": {"label": "gradient A(1 − A), measured", "color": "C1"},
+    "nonsaturated": {"label": "measured", "color": INK, "linewidth": 2.6},
+    "predicted": {"label": "predicted", "color": COLOURS["concentrated"], "linestyle": "--"},
+    "gradient": {"label": "gradient", "color": PALETTE[3]},
 }
 LAW_STYLES: Mapping[str, Style] = {
-    "measured": {"label": "measured", "color": "black", "linewidth": 2.4},
-    "prediction": {"label": "walk, normal form: the prediction", "color": "C0", "linestyle": "--"},
-    "drawn walk": {"label": "walk, drawn", "color": "C9", "linestyle": "--"},
-    "normal": {"label": "normal, measured moments", "color": "C2"},
-    "shuffled": {"label": "words shuffled", "color": "C3"},
+    "measured": {"label": "measured", "color": INK, "linewidth": 2.6},
+    "prediction": {"label": "prediction", "color": COLOURS["concentrated"], "linestyle": "--"},
+    "drawn walk": {"label": "drawn walk", "color": PALETTE[4], "linestyle": "--"},
+    "normal": {"label": "normal", "color": COLOURS["locater"]},
+    "shuffled": {"label": "shuffled", "color": PALETTE[3]},
 }
 TOKEN_STYLES: Mapping[str, Style] = {
-    "walk": {"label": "walk of the same increments", "color": "C1", "linestyle": "--"},
-    "start": {"label": "tokens, at the start", "color": "0.6"},
-    "trained": {"label": "tokens, trained", "color": "C0"},
+    "walk": {"label": "walk", "color": PALETTE[4], "linestyle": "--"},
+    "start": {"label": "at the start", "color": INK},
+    "trained": {"label": "trained", "color": COLOURS["concentrated"]},
 }
 LOCATION = "location of the key, i/T"
 
 
 def sampling_noise(shares: ArrayLike, sequences: int) -> float:
-    """Expected total variation between the profile `shares`, (n,) in [0, 1], and itself counted in `sequences` draws.
+    """Return the expected total variation of a profile, (n,) in [0, 1], from itself counted in `sequences` draws.
 
     Exact per location (binomial), without the small effect of dividing by a random sum: what agreement no prediction
     can beat. Raises ArgumentError for sequences < 1 or shares outside [0, 1].
@@ -62,15 +61,15 @@ def sampling_noise(shares: ArrayLike, sequences: int) -> float:
     check_integer("sequences", sequences, at_least=1)
     share = np.asarray(shares, dtype=np.float64)
     if share.ndim != 1 or not ((share >= 0) & (share <= 1)).all() or not share.sum() > 0:
-        raise ArgumentError("shares must be (n,) in [0, 1], not all of them 0")
+        raise ArgumentError(f"shares must be (n,) in [0, 1] and not all 0, got shape {share.shape}")
     hits = np.arange(sequences + 1)[:, None]  # (sequences + 1, 1)
     weights = stats.binom.pmf(hits, sequences, share)  # (sequences + 1, n)
-    deviation = (weights * np.abs(hits / sequences - share)).sum(0)  # (n,), E|share found − share|
+    deviation = (weights * np.abs(hits / sequences - share)).sum(0)  # (n,), E|counted − share|
     return float(deviation.sum() / (2 * share.sum()))
 
 
 def profile_agreement(tables: RunTables, by: Sequence[str] = ("seed", "kappa")) -> pd.DataFrame:
-    """How well prediction and measurement agree: one row a run, evaluation, layer and head.
+    """Return how well prediction and measurement agree, one row a run, evaluation, layer and head.
 
     Columns: run, `by`, update, epoch, layer, head; total_variation (predicted against measured share of keys that are
     not saturated), mirrored_variation (the prediction read from the end), gradient_variation (prediction against
@@ -88,18 +87,18 @@ def profile_agreement(tables: RunTables, by: Sequence[str] = ("seed", "kappa")) 
 
 
 def at_best_checkpoint(table: pd.DataFrame, tables: RunTables) -> pd.DataFrame:
-    """The rows of `table` (columns run, update) at the update of each run's best validation loss."""
+    """Return the rows of `table` (columns run, update) at the update of each run's best validation loss."""
     best = tables.summary[["run", "best_update"]].rename(columns={"best_update": "update"})
     return table.merge(best.astype({"update": table["update"].dtype}), on=["run", "update"]).reset_index(drop=True)
 
 
 def trained_table(agreement: pd.DataFrame) -> pd.DataFrame:
-    """The table of the verdict: kappa, seed and the four distances, means over heads; one row a run."""
+    """Return the table of the verdict: kappa, seed and the four distances, means over heads; one row a run."""
     return agreement.groupby(["kappa", "seed"], as_index=False)[list(DISTANCES)].mean()
 
 
 def profile_bins(profiles: pd.DataFrame, bins: int, by: Sequence[str] = ("seed", "kappa")) -> pd.DataFrame:
-    """Profiles as densities over the location (mean 1), averaged in `bins` equal bins and over heads.
+    """Return profiles as densities over the location (mean 1), averaged in `bins` equal bins and over heads.
 
     profiles: of one evaluation a run, as `RunTables.profiles` gives them. Returns one row a run, profile and bin: `by`,
     profile, location (middle of the bin), density. Raises ArgumentError for bins < 1.
@@ -108,8 +107,8 @@ def profile_bins(profiles: pd.DataFrame, bins: int, by: Sequence[str] = ("seed",
     tables = [pd.DataFrame(columns=[*by, "profile", "location", "density"])]
     for name in PROFILES:
         density = profiles[name] / profiles.groupby(["run", "layer", "head"])[name].transform("mean")
-        found = profiles[list(by)].assign(profile=name, location=middles, density=density.astype(float))
-        tables.append(found.groupby([*by, "profile", "location"])["density"].mean().reset_index())
+        values = profiles[list(by)].assign(profile=name, location=middles, density=density.astype(float))
+        tables.append(values.groupby([*by, "profile", "location"])["density"].mean().reset_index())
     return pd.concat(tables[1:] if len(profiles) else tables[:1], ignore_index=True)
 
 
@@ -164,36 +163,22 @@ def by_seed(table: pd.DataFrame, column: str) -> list[float]:
     return [float(value) for value in table.groupby("seed")[column].mean()]
 
 
-def plot_distances(distances: pd.DataFrame, styles: Mapping[str, Style], limit: float, axis: Axes) -> None:
-    """Total variation from the measured profile, a row a law, points for runs and an interval a kappa; `limit` dotted.
+def plot_distances(distances: pd.DataFrame, laws: Sequence[str], limit: float, axis: Axes) -> None:
+    """Draw total variation from the measured profile, a row a law, points for runs; `limit` dotted.
 
-    distances: law, kappa, total_variation.
+    distances: law, kappa, total_variation; the baseline stands above the regularised runs in its row.
     """
-    laws = [law for law in styles if law in set(distances["law"])]
-    if not laws:
-        return label_empty(axis)
-    axis.axvline(limit, color="0.4", linestyle=":", linewidth=1)
-    kappas = sorted(distances["kappa"].unique())
+    axis.axvline(limit, color=INK, linestyle=":", linewidth=1)
     for place, law in enumerate(laws):
-        for number, kappa in enumerate(kappas):
-            chosen = distances[(distances["law"] == law) & (distances["kappa"] == kappa)]
-            values, height = (
-                chosen["total_variation"].astype(float).tolist(),
-                place + 0.24 * (number - (len(kappas) - 1) / 2),
-            )
-            label = kappa_label(float(kappa)) if place == 0 else None
-            _points(values, height, kappa_colour(float(kappa)), label, axis)
-    axis.set_yticks(range(len(laws)), [styles[law]["label"] for law in laws])
-    axis.set(ylim=(len(laws) - 0.5, -0.5), xlim=(0, None), xlabel="total variation from the measured profile")
+        for number, (kappa, rows) in enumerate(by_kappa(distances[distances["law"] == law])):
+            values = rows["total_variation"].astype(float).tolist()
+            plot_runs(values, place + 0.4 * number - 0.2, axis, kappa_colour(kappa), across=True)
+            if place == len(laws) - 1:
+                where = (max(values) + 0.02, place + 0.4 * number - 0.2)
+                axis.annotate(kappa_label(kappa), where, color=kappa_colour(kappa), va="center", fontsize="small")
+    axis.set_yticks(range(len(laws)), laws)
+    axis.set(ylim=(len(laws) - 0.4, -0.6), xlim=(0, None), xlabel="total variation from the measured profile")
     axis.grid(axis="y", visible=False)
-    return None
-
-
-def _points(values: Sequence[float], height: float, colour: Any, label: str | None, axis: Axes) -> None:
-    mean = mean_interval(values)
-    bar = [[mean.estimate - mean.low], [mean.high - mean.estimate]] if len(values) > 1 else None
-    axis.plot(values, [height] * len(values), "o", markersize=3, color=colour, alpha=0.5)
-    axis.errorbar([mean.estimate], [height], xerr=bar, fmt="D", markersize=5, capsize=3, color=colour, label=label)
 
 
 CLAIMS = (

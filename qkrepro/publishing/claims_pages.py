@@ -1,9 +1,11 @@
 """The claims of all chapters: their verdicts from the committed numbers, and the pages that show them."""
 
 import pkgutil
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -67,29 +69,79 @@ def _how_to_complete(chapter: str) -> str:
     return "its chapter is not written yet"
 
 
-def claims_page(table: pd.DataFrame, chapters_written: Sequence[str]) -> str:
-    """Return the generated part of the claims page, MyST Markdown: one section per claim, in book order.
+def short_statement(claim: Claim) -> str:
+    """Return a claim without its conditions: what stands in brackets, after a semicolon or after "here" is left out."""
+    words = re.sub(r"\s*\([^()]*(?:\([^()]*\)[^()]*)*\)", "", claim.statement)
+    return re.split(r";|, here |: late |\. ", words)[0].strip().rstrip(".") + "."
 
-    `chapters_written` are the chapters that exist as notebooks; only those are linked.
+
+def claims_page(table: pd.DataFrame, chapters_written: Sequence[str]) -> str:
+    """Return the generated part of the claims page, MyST Markdown: an overview of all claims, then each one folded.
+
+    table: as `verdicts` returns it. `chapters_written` are the chapters that exist as notebooks; only those are linked.
     """
-    parts = []
-    for entry, (_, row) in zip(all_claims(), table.iterrows(), strict=True):
-        written = entry.chapter in chapters_written
-        lines = {
-            "numbers": row["because"],
-            "provenance": entry.provenance,
-            "rule": entry.rule,
-            "refuted by": entry.refuted_by,
-            "chapter": f"{{doc}}`../notebooks/{entry.chapter}`" if written else "not written yet",
-            "figure": f"{{numref}}`{entry.figure}`" if written and entry.figure else "none yet",
-            "recompute": f"`qkrepro figures {entry.chapter} --force`" if written else "nothing to run yet",
-        }
-        quote = f'> "{entry.quote}" (abstract, {{cite}}`bao2024self`)\n\n' if entry.quote else ""
-        rows = "\n".join(f"| {name} | {table_cell(value)} |" for name, value in lines.items())
-        place = f" in {entry.setting}" if entry.setting else ""
-        head = f"| verdict | **{row['outcome']}**{place} |\n| --- | --- |\n"
-        parts.append(f"(claim-{entry.name})=\n### {entry.statement}\n\n{quote}{head}{rows}\n{_threshold(entry)}")
+    entries = list(zip(all_claims(), table.to_dict("records"), strict=True))
+    parts = [overview(entries, chapters_written), "## Every claim, with its rule and its numbers\n"]
+    for chapter in dict.fromkeys(entry.chapter for entry, _ in entries):
+        parts.append(f"**{_chapter_link(chapter, chapters_written)}**\n")
+        parts += [_details(*pair, chapters_written) for pair in entries if pair[0].chapter == chapter]
     return "\n".join(parts)
+
+
+def overview(entries: Sequence[tuple[Claim, Mapping[Hashable, Any]]], chapters_written: Sequence[str]) -> str:
+    """Return one table of these claims and their rows of `verdicts`, MyST Markdown; a script of the page filters it."""
+    columns = ["claim", "chapter", "verdict", "cases that hold", "provenance"]
+    rows = [
+        [
+            f"{{ref}}`{table_cell(short_statement(entry))} <claim-{entry.name}>`",
+            _chapter_link(entry.chapter, chapters_written),
+            verdict_badge(row["outcome"]),
+            cases_bar(row),
+            entry.provenance,
+        ]
+        for entry, row in entries
+    ]
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+    return ":::{table}\n:class: claims-overview\n\n" + "\n".join(lines) + "\n:::\n"
+
+
+def verdict_badge(outcome: str) -> str:
+    """Return an outcome as HTML that looks as the role `verdict` does, without a link."""
+    return f'<span class="verdict verdict-{outcome.replace(" ", "-")}">{outcome}</span>'
+
+
+def cases_bar(row: Mapping[Hashable, Any]) -> str:
+    """Return "k of n" with a bar as HTML, from a row of `verdicts`; a dash where the rule counts no cases."""
+    if pd.isna(row["of"]):
+        return "–"
+    share = row["holds"] / row["of"]
+    return f'<span class="cases" style="--share: {share:.0%}">{row["holds"]} of {row["of"]}</span>'
+
+
+def _chapter_link(chapter: str, chapters_written: Sequence[str]) -> str:
+    return f"{{doc}}`../notebooks/{chapter}`" if chapter in chapters_written else "not written yet"
+
+
+def _details(entry: Claim, row: Mapping[Hashable, Any], chapters_written: Sequence[str]) -> str:
+    """One claim folded, with its verdict in the line that is always there."""
+    written = entry.chapter in chapters_written
+    place = f" in {entry.setting}" if entry.setting else ""
+    lines = {
+        "claim": entry.statement,
+        "verdict": f"**{row['outcome']}**{place}",
+        "numbers": row["because"],
+        "provenance": entry.provenance,
+        "rule": entry.rule,
+        "refuted by": entry.refuted_by,
+        "chapter": _chapter_link(entry.chapter, chapters_written),
+        "figure": f"{{numref}}`{entry.figure}`" if written and entry.figure else "none yet",
+        "recompute": f"`qkrepro figures {entry.chapter} --force`" if written else "nothing to run yet",
+    }
+    quote = f'> "{entry.quote}" (abstract, {{cite}}`bao2024self`)\n\n' if entry.quote else ""
+    first, *rest = (f"| {name} | {table_cell(value)} |" for name, value in lines.items())
+    body = "\n".join([first, "| --- | --- |", *rest])
+    head = f"::::{{dropdown}} {short_statement(entry)} {verdict_badge(row['outcome'])}\n:name: claim-{entry.name}\n"
+    return f"{head}:class-container: claim\n\n{quote}{body}\n{_threshold(entry)}::::\n"
 
 
 def write_threshold_figures(folder: Path) -> None:
@@ -120,17 +172,6 @@ def table_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def verdict_summary(table: pd.DataFrame) -> str:
-    """Return the front page's table, MyST Markdown.
-
-    It has the claims of the paper and those reported of it, with their verdicts.
-    """
-    shown = table[table["provenance"].isin(["paper", "reported"])]
-    cells = shown.assign(statement=shown["statement"].map(table_cell))[["statement", "provenance", "outcome"]]
-    lines = [f"| {statement} | {mark} | **{outcome}** |" for statement, mark, outcome in cells.itertuples(index=False)]
-    return "\n".join(["| claim | provenance | verdict |", "| --- | --- | --- |", *lines, ""])
-
-
 def changed_verdicts(table: pd.DataFrame, folder: Path | None = None) -> list[str]:
     """Return the names of the claims whose stored verdict no longer follows from the data.
 
@@ -147,13 +188,13 @@ def changed_verdicts(table: pd.DataFrame, folder: Path | None = None) -> list[st
 
 
 def write_pages(folder: Path | None = None) -> list[Path]:
-    """Write `claims.md`, `verdicts.md` and the stored `verdicts.csv` to `book/generated`, or to `folder`."""
+    """Write `claims.md` and the stored `verdicts.csv` to `book/generated`, or to `folder`."""
     root = book_root()
     target = folder or root / "book" / "generated"
     written = [path.stem for path in (root / "notebooks").glob("*.ipynb")]
     table = verdicts()
     stored = table[["claim", "outcome", "setting", "because", "holds", "of"]].to_csv(index=False, lineterminator="\n")
-    pages = {"claims.md": claims_page(table, written), "verdicts.md": verdict_summary(table), STORED: stored}
+    pages = {"claims.md": claims_page(table, written), STORED: stored}
     for name, text in pages.items():
         write_atomically(target / name, text.encode())
     return [target / name for name in pages]

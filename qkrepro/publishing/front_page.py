@@ -1,5 +1,7 @@
-"""What the front page says of the book itself: its revision, the counts of verdicts, a map of the chapters."""
+"""The generated parts of the front page: verdicts with small pictures, the edition, a map of the chapters."""
 
+import base64
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +9,21 @@ from typing import Any, get_args
 
 import pandas as pd
 import yaml
+from nbformat import NotebookNode
+from PIL import Image
 
 from qkrepro import __version__
+from qkrepro.errors import NotebookError
 from qkrepro.evidence.claims import Outcome
+from qkrepro.publishing.claims_pages import all_claims, cases_bar, short_statement, verdict_badge
+from qkrepro.publishing.head_drawing import head_drawing
 from qkrepro.publishing.notebooks import read_notebook
 from qkrepro.publishing.revision import book_revision, last_change
 
 OUTCOMES = get_args(Outcome)
+OF_THE_PAPER = {"paper": "of the abstract", "reported": "reported of the paper"}  # provenance, and what it is called
+MAIN_FIGURE = "main-figure"  # tag of the cell whose picture stands for its chapter
+THUMBNAIL = (420, 200)  # pixels at most, twice what is shown
 
 
 def write_front_page(root: Path, work: Path, table: pd.DataFrame) -> None:
@@ -22,11 +32,59 @@ def write_front_page(root: Path, work: Path, table: pd.DataFrame) -> None:
     toc = yaml.safe_load((work / "_toc.yml").read_text(encoding="utf-8"))
     parts = {
         "edition.md": edition_line(root, config["repository"].get("url") or ""),
-        "answer.md": answer_line(table),
+        "strip.md": verdict_strip(table),
         "chapters.md": chapter_map(work, toc),
+        "head.md": head_drawing(),
     }
     for name, text in parts.items():
         (work / "book" / "generated" / name).write_text(text, encoding="utf-8")
+    for chapter in table.loc[table["provenance"].isin(OF_THE_PAPER), "chapter"].unique():
+        if (notebook := work / "notebooks" / f"{chapter}.ipynb").is_file():
+            picture = thumbnail(main_figure(read_notebook(notebook)))
+            (work / "book" / "generated" / f"thumbnail-{chapter}.png").write_bytes(picture)
+
+
+def main_figure(notebook: NotebookNode) -> bytes:
+    """Return the stored picture, PNG, of the cell tagged `main-figure`; without one, the first picture.
+
+    Raises NotebookError when the notebook has no picture.
+    """
+    chosen = [cell for cell in notebook.cells if MAIN_FIGURE in cell.metadata.get("tags", [])]
+    for cell in [*chosen, *notebook.cells]:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                return base64.b64decode(output["data"]["image/png"])
+    raise NotebookError(f"no cell has a picture; one must be tagged `{MAIN_FIGURE}`")
+
+
+def thumbnail(picture: bytes) -> bytes:
+    """Return a PNG scaled down to a few kilobytes, in at most 64 colours."""
+    image = Image.open(io.BytesIO(picture)).convert("RGBA")
+    image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.quantize(64, method=Image.Quantize.FASTOCTREE).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def verdict_strip(table: pd.DataFrame) -> str:
+    """Return the claims of the paper with verdict, k of n and a picture, MyST Markdown; those reported of it folded.
+
+    table: as `verdicts` returns it, with a row for each claim.
+    """
+    claims = {claim.name: claim for claim in all_claims()}
+    parts = [answer_line(table)]
+    for provenance, words in OF_THE_PAPER.items():
+        items = []
+        for row in table[table["provenance"] == provenance].to_dict("records"):
+            claim = f"{{ref}}`{short_statement(claims[row['claim']])} <claim-{row['claim']}>`"
+            chapter = f"{{doc}}`../notebooks/{row['chapter']}`"
+            answer = f"{verdict_badge(row['outcome'])} {cases_bar(row)} {chapter}"
+            picture = f"![](generated/thumbnail-{row['chapter']}.png)"
+            items.append(f'- {picture} <span class="strip-claim">{claim}</span> <span>{answer}</span>')
+        strip = ":::{container} verdict-strip\n" + "\n".join(items) + "\n:::\n"
+        folded = f"::::{{dropdown}} The {len(items)} claims {words}\n{strip}::::\n"
+        parts.append(strip if provenance == "paper" else folded)
+    return "\n".join(parts)
 
 
 def edition_line(root: Path, url: str) -> str:
@@ -42,11 +100,11 @@ def edition_line(root: Path, url: str) -> str:
 def answer_line(table: pd.DataFrame) -> str:
     """Return how the claims of the paper, and those reported of it, came out, counted from the verdicts."""
     parts = []
-    for provenance, words in (("paper", "of the abstract"), ("reported", "reported of the paper")):
+    for provenance, words in OF_THE_PAPER.items():
         counts = table.loc[table["provenance"] == provenance, "outcome"].value_counts()
         outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if outcome in counts)
         parts.append(f"{int(counts.sum())} claims {words}: **{outcomes}**")
-    return f"**We find.** {'; '.join(parts)}.\n"
+    return f"{'; '.join(parts)}.\n"
 
 
 def chapter_map(work: Path, toc: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from qkrepro.chapters.deeper_and_wider import (
     CLAIMS,
     SHAPES,
     head_values,
+    name_colours,
     plot_values,
     shape_differences,
     shape_name,
@@ -124,7 +125,8 @@ def test_a_point_is_drawn_for_every_run_and_a_bar_for_their_mean():
     means = {float(line.get_ydata()[0]) for line in axis.lines if len(line.get_ydata())}
     assert heights == [1, 3, 5, 6]
     assert {2.0, 5.5} <= means
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["κ = 0 (baseline)", "κ = 0.1"]
+    name_colours(rows, axis)
+    assert [text.get_text() for text in axis.texts] == ["baseline", "κ = 0.1"]
     plt.close(figure)
 
 

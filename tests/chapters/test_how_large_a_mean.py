@@ -27,7 +27,9 @@ from qkrepro.chapters.how_large_a_mean import (
     plot_windows,
     predicted_curves,
     right_angle_curves,
+    similarity,
     simplex_curves,
+    size_table,
     walk_is_wider,
     width_table,
     window_ends,
@@ -231,3 +233,25 @@ def test_figures_have_named_axes_and_at_most_three_panels():
 def test_unknown_law_is_refused_by_name():
     with pytest.raises(ArgumentError, match="law"):
         input_cosines("text", 8)
+
+
+def test_similarity_is_the_mean_cosine_of_different_tokens():
+    cosines = input_cosines("random walk", 16).numpy()
+    assert similarity("random walk", 16) == pytest.approx(cosines[~np.eye(16, dtype=bool)].mean())
+    assert [similarity(law, 16) for law in LAWS[:2]] == pytest.approx([0, SIMILARITY])
+
+
+def test_sizes_hold_every_account_against_the_stacks_and_an_interval_at_one_half_is_open():
+    table = size_table([0.0, 3.0], length=32, layers=4, dim=128, seeds=range(4), dispersion=3.0)
+    rows = table.set_index(["tokens", "growth"])
+    assert len(table) == 2 * len(LAWS)
+    assert rows.loc[("independent", 0.0), ["threshold", "limit", "measured"]].tolist() == ["entropy"] * 3
+    assert rows.loc[("independent", 3.0), ["threshold", "limit", "measured"]].tolist() == ["differences"] * 3
+    assert rows.loc[("independent", 0.0), "entropy_change"] == "more"
+    assert set(table["measured"]) <= {"both", "entropy", "differences", "neither", "open"}
+
+
+def test_a_dispersion_leaves_tokens_and_value_matrices_as_they_are():
+    settings = {"dim": 32, "seeds": [0], "laws": ["independent"]}
+    none, tiny = (measured_curves([8], [1.0], [1], **settings, dispersion=size) for size in (0.0, 1e-9))
+    assert tiny["residual_ratio"].tolist() == pytest.approx(none["residual_ratio"].tolist(), abs=1e-6)

@@ -11,15 +11,19 @@ from qkrepro.chapters.locater import (
     CLAIMS,
     FRACTIONS,
     arms_table,
+    balance_over_steps,
     dose_response,
+    eigenvalue_flow,
     equal_norm,
     form_ends,
+    hidden_head,
     pace,
-    pairs,
     run_ends,
+    saddle_paths,
     updates_to,
 )
 from qkrepro.evidence.claims import claim_named, judge, sensitivity
+from qkrepro.evidence.paired_runs import with_arms
 from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.tables import RunTables
 
@@ -198,7 +202,7 @@ def test_ends_are_the_last_evaluations_and_pairs_need_both_runs():
     early = table.curves.assign(update=0, valid_loss=9.0)
     ends = run_ends(pd.concat([early, table.curves]), table.summary)
     assert ends["valid_loss"].tolist() == [0, 0, 1]
-    assert pairs(ends, 0.1)["arm"].tolist() == ["baseline", "locater"]
+    assert with_arms(ends, 0.1)["arm"].tolist() == ["baseline", "locater"]
 
 
 def test_arms_are_told_by_which_number_they_concentrate():
@@ -206,3 +210,32 @@ def test_arms_are_told_by_which_number_they_concentrate():
     assert table["concentrates by"].to_dict() == {"strong": "N_W", "weak": "neither"}
     assert table.loc["strong", "N_W, times"] == pytest.approx(4)
     assert table.loc["strong", "entropy rises"] == "reproduced"
+
+
+@pytest.mark.parametrize("tau", [1.0, None])
+def test_eigenvalues_under_the_penalty_follow_its_gradient(tau):
+    start, step = np.array([-0.7, 0.1, 0.9]), 1e-4
+    values = start.copy()
+    for _ in range(10_000):  # Euler's method on the eigenvalues
+        pull = 0.0 if tau is None else values.sum() - tau
+        values = values - step * 2 * (values + pull)
+    assert eigenvalue_flow(start, [0.0, 1.0], tau=tau)[0] == pytest.approx(start)
+    assert eigenvalue_flow(start, [0.0, 1.0], tau=tau)[1] == pytest.approx(values, abs=1e-3)
+
+
+def test_flow_starts_beside_its_saddle_and_ends_with_equal_eigenvalues():
+    paths = saddle_paths(d_head=3, d_model=5, nudges={0: 0.01, 2: 0.01}, time=30, seed=0).set_index("rank")["N_W"]
+    assert paths[2].iloc[0] == pytest.approx(2, abs=0.1)
+    assert [paths[rank].iloc[-1] for rank in (0, 2)] == pytest.approx([3, 3], abs=1e-3)
+
+
+def test_descent_moves_the_conserved_matrix_in_proportion_to_the_step():
+    last = balance_over_steps([0.001, 0.002], d_head=3, d_model=5, time=1, seed=0).groupby("size")["change"].last()
+    assert last[0.002] / last[0.001] == pytest.approx(2, rel=0.05)
+
+
+def test_a_hidden_head_has_equal_eigenvalues_and_the_same_logits():
+    head = hidden_head(3, dim=5, tokens=4, seed=0)
+    assert head["hidden_eigenvalues"] == pytest.approx([0.25] * 3, abs=1e-6)
+    assert np.ptp(np.log10(head["eigenvalues"])) == pytest.approx(2)
+    assert head["logits"] == pytest.approx(head["hidden_logits"], abs=1e-6)

@@ -43,7 +43,7 @@ def test_starts_are_named_by_what_they_do_to_the_spectrum(gain, mean, deviation,
 
 
 def test_a_dispersed_start_of_chosen_mean_has_no_name():
-    with pytest.raises(ArgumentError, match="deviation 2"):
+    with pytest.raises(ArgumentError, match=r"got 1\.0 and 2\.0"):
         start_name(1.0, 1.0, 2.0)
 
 
@@ -72,7 +72,7 @@ def test_a_later_fall_too_small_to_count_makes_no_plateau():
 
 
 def test_curves_out_of_order_and_arguments_that_are_not_positive_are_refused():
-    with pytest.raises(ArgumentError, match="does not rise"):
+    with pytest.raises(ArgumentError, match="must rise"):
         longest_plateau([0, 20, 20], [3, 2, 1], window=20)
     with pytest.raises(ArgumentError, match="window"):
         longest_plateau([0, 20], [3, 2], window=0)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from agreement import rule_for, text_difference
 
@@ -11,33 +10,17 @@ from qkrepro.errors import ArgumentError
 from qkrepro.evidence.claims import claim_named, judge
 from qkrepro.evidence.numbers import book_root, load_numbers
 from qkrepro.evidence.page import show_verdict
-from qkrepro.evidence.paired_runs import paired_verdict
 from qkrepro.publishing.claims_pages import STORED, all_claims, changed_verdicts, verdicts, write_pages
 
-SEEDS = np.arange(5)
 SETTINGS = (  # columns that a chapter chooses: the grid of an experiment, not what is measured on it
     *("spread", "mean_scaled", "dispersion", "spread_scaled", "kappa", "temperature", "best_epoch", "last_epoch"),
     *("growth",),
 )
-JITTER = np.array([-0.02, -0.01, 0.0, 0.01, 0.02])
 ABSTRACT = (
     "the small eigenspectrum variance prevents both rank and entropy collapse, leading to better model expressivity "
     "and trainability. reveal that a small eigenspectrum variance leads attention to be localized. making the learning "
     "dynamics more likely to be trapped in plateaus."
 )
-
-
-def table(**columns):
-    return pd.DataFrame(columns)
-
-
-def paired(value, gaps):
-    n = len(gaps)
-    kappa = [0.0] * n + [0.01] * n
-    values = {value: [100.0] * n + [100.0 + g for g in gaps]}
-    return {
-        "paired": table(seed=[*range(n)] * 2, kappa=kappa, best_epoch=5.0, last_epoch=8.0, corpus_words=8192, **values)
-    }
 
 
 @pytest.mark.parametrize("entry", all_claims(), ids=lambda entry: entry.name)
@@ -116,15 +99,3 @@ def test_the_generated_pages_are_current(tmp_path: Path):
     assert {path.name: path.read_text() for path in written} == {
         path.name: (committed / path.name).read_text() for path in written
     }
-
-
-@pytest.mark.parametrize(
-    ("epochs", "told"),
-    [
-        ([1.0, 1.0], "best after 1 pass over the text, in 0 of 6 runs at the last evaluation; 8,192 words"),
-        ([7.0, 8.0], "best after 7 to 8 passes over the text, in 3 of 6 runs at the last evaluation; 8,192 words"),
-    ],
-)
-def test_a_verdict_on_training_says_how_long_it_was_and_how_many_runs_might_go_on(epochs, told):
-    table = paired("test_perplexity", [-1.0, -1.1, -0.9])["paired"].assign(best_epoch=epochs * 3)
-    assert told in paired_verdict(table, "test_perplexity", -1).because

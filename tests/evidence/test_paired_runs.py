@@ -1,24 +1,20 @@
-"""Runs against runs: means, paired differences, the records that are judged, and sentences that follow from them."""
+"""Runs against runs: means over seeds, paired differences, and how numbers read."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from qkrepro.evidence.outcomes import paired_values
 from qkrepro.evidence.paired_runs import (
     chosen_kappa,
-    judged_pairs,
     nearest_epochs,
     paired_curves,
-    paired_differences,
-    paired_runs,
     seed_means,
+    with_arms,
 )
-from qkrepro.evidence.wording import change, passes, signed
-from qkrepro.training.tables import RunTables
+from qkrepro.evidence.wording import passes, signed
 
 T2 = 4.302652730  # 97.5% point of Student's t with two degrees of freedom
 
@@ -42,10 +38,6 @@ def summary(pairs: dict[int, tuple[float, ...]], kappas=(0.0, 0.1)) -> pd.DataFr
     ]
     columns = ["seed", "kappa", "test_perplexity", "valid_perplexity", "valid_entropy", "eigen_variance"]
     return pd.DataFrame(rows, columns=[*columns, "layers", "heads", "best_epoch", "last_epoch", "corpus_words"])
-
-
-def tables(content: pd.DataFrame) -> RunTables:
-    return RunTables(content, pd.DataFrame(), {})
 
 
 def test_mean_over_three_seeds_has_its_t_interval():
@@ -82,47 +74,20 @@ def test_nearest_evaluations_are_taken_and_an_epoch_that_was_not_reached_is_left
 
 def test_a_run_without_its_partner_is_in_no_pair():
     content = summary({0: (10.0, 9.0), 1: (10.0,), 2: (8.0, 9.5)})
-    pairs = paired_differences(paired_runs(content, 0.1), "test_perplexity")
-    assert pairs.to_numpy().tolist() == [[0, 10, 9, -1], [2, 8, 9.5, 1.5]]
+    pairs = with_arms(content, 0.1)
+    assert pairs[["arm", "seed"]].to_numpy().tolist() == [
+        ["baseline", 0],
+        ["baseline", 2],
+        ["locater", 0],
+        ["locater", 2],
+    ]
+    assert paired_values(pairs, "test_perplexity").to_dict() == {0: -1, 2: 1.5}
 
 
 def test_kappa_is_chosen_by_validation_perplexity_among_regularised_runs():
     content = summary({100: (1.0, 9.0, 8.0)}, (0.0, 0.1, 0.2))
     assert chosen_kappa(content) == 0.2
     assert math.isnan(chosen_kappa(content.iloc[:1]))
-
-
-def test_judged_is_the_first_sweep_with_three_pairs():
-    two, three = (tables(summary(dict.fromkeys(range(n), (2.0, 1.0)))) for n in (2, 3))
-    assert judged_pairs([two, three], 0.1) is three
-    assert judged_pairs([three, two], 0.1) is three
-    assert judged_pairs([tables(summary({})), two], 0.1) is two
-
-
-@pytest.mark.parametrize(
-    ("differences", "told"),
-    [
-        ([], "not run"),
-        ([1.0], "+1.00% (one seed): nothing can be told"),
-        ([-1.0, -1.1, -0.9], "−1.00% (−1.25 to −0.75, 3 seeds): lower"),
-        ([1.0, 1.1, 0.9], "+1.00% (+0.75 to +1.25, 3 seeds): higher"),
-        ([-1.0, 1.0], "0.00% (−12.71 to +12.71, 2 seeds): no difference can be told"),
-    ],
-)
-def test_a_change_is_told_with_its_interval_and_no_more_than_it_allows(differences, told):
-    assert change(differences, "%") == told
-
-
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6))
-def test_a_change_is_told_as_certain_only_when_its_interval_leaves_out_zero(differences):
-    from scipy import stats
-
-    told = change(differences).rsplit(": ", 1)[1]
-    spread = np.std(differences, ddof=1)
-    if spread > 1e-6:
-        p = stats.ttest_1samp(differences, 0).pvalue
-        if abs(p - 0.05) > 1e-6:
-            assert (told == "no difference can be told") == (p > 0.05)
 
 
 def test_numbers_have_a_true_minus_and_zero_has_no_sign():
@@ -132,5 +97,4 @@ def test_numbers_have_a_true_minus_and_zero_has_no_sign():
 
 
 def test_without_a_run_there_is_no_pair():
-    empty = summary({})
-    assert paired_differences(paired_runs(empty, 0.1), "valid_entropy").empty
+    assert with_arms(summary({}), 0.1).empty

@@ -11,12 +11,9 @@ import pytest
 
 from qkrepro.chapters.locater import plot_against_variance
 from qkrepro.chapters.spectrum_in_training import (
-    plot_over_kappa,
-    plot_ranked,
-    plot_spectrum_over_time,
+    plot_moment,
     ranked_eigenvalues,
     spectrum_course,
-    spectrum_histogram,
 )
 from qkrepro.evidence.run_figures import (
     epoch_label,
@@ -55,7 +52,7 @@ def spectrum_tables(d_model: int, *evaluations: list[complex]) -> RunTables:
 
 def test_lines_are_the_means_and_bands_their_intervals(axes):
     plot_means(pd.concat([means(0.0, 3, 2), means(0.1, 2, 1)]), axes[0])
-    assert [line.get_label() for line in axes[0].lines] == ["κ = 0 (baseline)", "κ = 0.1"]
+    assert [line.get_label() for line in axes[0].lines] == ["baseline", "κ = 0.1"]
     assert axes[0].lines[1].get_ydata().tolist() == [2, 1]
     band = axes[0].collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (1, 4)
@@ -78,17 +75,11 @@ def test_points_of_pairs_and_their_mean_stand_in_the_row_of_their_name(axes):
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["a", "b"]
 
 
-def test_what_is_not_run_says_so_in_every_figure(axes):
+def test_what_is_not_run_says_so(axes):
     nothing = means(0.0).iloc[:0]
     plot_means(nothing, axes[0])
     plot_paired_over_training(nothing, nothing, axes[1])
-    plot_ranked(nothing, axes[2])
-    assert [axis.texts[0].get_text() for axis in axes[:3]] == ["not run"] * 3
-    for axis in axes:
-        axis.clear()
-    plot_against_variance(nothing, "estimate", axes[0])
-    plot_over_kappa(nothing, "estimate", axes[1])
-    assert [len(axis.texts) for axis in axes] == [1, 1, 0, 0]
+    assert [axis.texts[0].get_text() for axis in axes[:2]] == ["not run"] * 2
 
 
 def test_variance_axis_is_logarithmic_only_where_all_variances_are_positive(axes):
@@ -113,17 +104,15 @@ def test_planes_show_the_eigenvalues_of_their_kappa_and_epoch():
     plot_spectra(pd.DataFrame(rows), axes)
     drawn = [[axis.collections[0].get_offsets()[0].tolist() for axis in row] for row in axes]
     assert drawn == [[[0, 0], [0, 1]], [[0.5, 0], [0.5, 1]]]
-    assert [axis.get_title() for axis in axes[0]] == ["start", "after 1 pass"]
+    assert [axis.get_title() for axis in axes[0]] == ["baseline, start", "baseline, after 1 pass"]
     plt.close(figure)
 
 
-def test_histogram_holds_every_eigenvalue_and_its_map_shows_the_shares():
-    values = pd.DataFrame({"kappa": 0.0, "epoch": [0.0] * 4 + [1.0] * 2, "real": [-9.0, -0.5, 0.5, 9.0, 0.5, 0.6]})
-    histogram = spectrum_histogram(values, [-1, 0, 1])
-    assert histogram.groupby("epoch")["share"].apply(list).tolist() == [[0.5, 0.5], [0, 1]]
-    figure, axis = plt.subplots()
-    mesh = plot_spectrum_over_time(histogram, [axis])
-    assert np.ma.filled(mesh.get_array(), -1).reshape(2, 2).tolist() == [[0.5, -1], [0.5, 1]]
+def test_a_moment_has_a_panel_a_kappa_with_its_eigenvalues():
+    rows = pd.DataFrame({"kappa": [0.0, 0.5], "epoch": 1.0, "real": [0.1, 0.2], "imag": [0.3, 0.4]})
+    figure = plot_moment(rows, 1.0)
+    drawn = [axis.collections[0].get_offsets()[0].tolist() for axis in figure.axes]
+    assert drawn == [[0.1, 0.3], [0.2, 0.4]]
     plt.close(figure)
 
 
@@ -143,7 +132,7 @@ def test_ranked_eigenvalues_fall_and_are_those_of_the_last_evaluation():
 def test_every_kappa_has_one_colour_and_one_name():
     kappas = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
     assert len({str(kappa_colour(kappa)) for kappa in kappas}) == 5
-    assert [kappa_label(kappa) for kappa in kappas[:3]] == ["κ = 0 (baseline)", "κ = 0.0001", "κ = 0.001"]
+    assert [kappa_label(kappa) for kappa in kappas[:3]] == ["baseline", "κ = 0.0001", "κ = 0.001"]
     assert (epoch_label(0.0), epoch_label(0.25025)) == ("start", "after 0.25 passes")
 
 

@@ -4,6 +4,7 @@ Needs chromium (Debian: apt install chromium). Where it is missing these tests a
 """
 
 import math
+import re
 from collections.abc import Iterator
 from importlib.metadata import distribution
 
@@ -33,8 +34,18 @@ LOOK = """() => ({
 CHECK = """async () => (await axe.run({exclude: [["mjx-container"]]}, {resultTypes: ["violations"]})).violations
   .filter(each => ["serious", "critical"].includes(each.impact))
   .map(each => `${each.id}: ${each.nodes.map(node => node.html.slice(0, 150)).join(" ")}`)"""
+MOST_CODE, LEAST_FIGURES = 0.15, 0.30  # of the height of a chapter's article at 1,400 px
+SHARES = """() => {
+  const article = document.querySelector("article"), whole = article.getBoundingClientRect().height;
+  const tall = (parts) => parts.filter((part) => part.checkVisibility({ contentVisibilityAuto: true }))
+    .reduce((sum, part) => sum + part.getBoundingClientRect().height, 0) / whole;
+  const code = [...article.querySelectorAll("div.highlight")].filter((part) => !part.closest("details:not([open])"));
+  const drawn = [...article.querySelectorAll("figure, img, svg[role=img], canvas, video")];
+  const outermost = drawn.filter((part) => !part.parentElement.closest("figure, svg[role=img]"));
+  return [tall(code.filter((part) => !part.closest(".cell_output"))), tall(outermost)];
+}"""  # visible source, shell lines too but no output; figures with their captions, drawings and plots, each once
 OFF_GRID = [(7.3, 1.9), (-21.4, 0.6), (0.0, 5.1)]  # places of the plane: mean, dispersion
-CHECKED = ["intro", "plane", "claims", "provenance", "setting", "glossary", "your_model"]
+CHECKED = ["intro", "plane", "claims", "provenance", "setting", "notation", "glossary", "your_model"]
 
 skip_without_chromium()
 pytestmark = pytest.mark.slow
@@ -94,12 +105,67 @@ def test_every_page_shows_its_equations_and_figures_without_errors_or_other_host
     assert equations > 300
 
 
-def test_search_finds_rank_collapse(address: str, browser: object) -> None:
-    page = browser.new_page()
-    page.goto(f"{address}/search.html?q=rank+collapse")
-    page.locator("ul.search li a").first.wait_for(timeout=20_000)
-    assert page.locator("ul.search li a", has_text="Rank collapse").count() >= 1
+def test_search_finds_pages_without_raw_tex_or_errors(address: str, browser: object) -> None:
+    page, errors = browser.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    for words, title in (("rank+collapse", "Rank collapse"), ("random+walk", ""), ("constructor", "")):
+        page.goto(f"{address}/search.html?q={words}")
+        page.wait_for_function("document.querySelector('.search-summary')?.textContent.match(/\\d|did not match/)")
+        page.wait_for_timeout(2000)  # each result fetches its page
+        assert not title or page.locator("ul.search li a", has_text=title).count() >= 1
+        assert not re.search(r"\\[(\[a-z]", page.locator("#search-results").inner_text()), words
+    assert errors == []
     page.close()
+
+
+def test_a_link_shows_what_it_leads_to_on_hover_focus_and_the_first_tap(address: str, browser: object) -> None:
+    page = browser.new_context(has_touch=True).new_page()
+    page.goto(f"{address}/book/theory.html")
+    page.evaluate(READY)
+    assert page.locator("mjx-container[tabindex]").count() == 0  # a formula is no tab stop
+    preview = page.locator("#preview")
+    for kind in ("term-", "def-", "prop-"):
+        link = page.locator(f"article a.has-preview[href*='#{kind}']").first
+        for look in (link.hover, link.focus):
+            look()
+            preview.wait_for(state="visible")
+            assert len(preview.inner_text()) > 40
+            page.keyboard.press("Escape")
+            assert not preview.is_visible()
+            page.mouse.move(2, 2)
+    link.tap()
+    preview.wait_for(state="visible")
+    assert "#" not in page.url
+    link.tap()
+    page.wait_for_url("**#prop-*")
+    page.close()
+
+
+def test_a_link_to_a_claim_unfolds_it_and_the_overview_filters(address: str, browser: object) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/book/claims.html#claim-low-entropy-traps")
+    page.locator("#claim-low-entropy-traps[open]").wait_for()
+    rows = page.locator("table.claims-overview tbody tr")
+    rows.locator("a[href='#claim-regimes']").click()
+    page.locator("#claim-regimes[open]").wait_for()
+    page.get_by_label("verdict").select_option("partly")
+    shown = page.locator("table.claims-overview tbody tr:visible")
+    assert 0 < shown.count() < rows.count()
+    assert all("partly" in text for text in shown.all_inner_texts())
+    assert f"{shown.count()} of {rows.count()} claims" in page.get_by_role("status").inner_text()
+    page.close()
+
+
+def test_a_chapter_shows_figures_first_and_little_code(address: str, pages: list[str], browser: object) -> None:
+    page, missed = browser.new_page(viewport={"width": 1400, "height": 900}), []
+    for name in (each for each in pages if each.startswith("notebooks/")):
+        page.goto(f"{address}/{name}")
+        page.evaluate(READY)
+        code, figures = page.evaluate(SHARES)
+        if code > MOST_CODE or figures < LEAST_FIGURES:
+            missed.append(f"{name}: code {code:.0%}, figures {figures:.0%}")
+    page.close()
+    assert not missed, "; ".join(missed)
 
 
 def test_the_front_page_leads_to_a_chapter_by_keyboard_alone(address: str, browser: object) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import qkrepro as qk
-from qkrepro.publishing.claims_pages import all_claims, claims_page
+from qkrepro.publishing.claims_pages import all_claims, claims_page, short_statement
 from qkrepro.publishing.front_page import chapter_map
 
 ROOT = Path(__file__).parents[2]
@@ -101,10 +101,21 @@ def test_claims_point_to_figures_of_their_chapter():
 
 
 def test_a_bar_in_a_rule_does_not_end_its_cell():
-    table = pd.DataFrame({"outcome": ["not run"] * len(all_claims()), "because": ["|a|"] * len(all_claims())})
-    for line in claims_page(table, []).splitlines():
-        if line.startswith("|"):
-            assert len(re.findall(r"(?<!\\)\|", line)) == 3, line
+    rows = {"outcome": "not run", "because": "|a|", "holds": pd.NA, "of": pd.NA}
+    table = pd.DataFrame([rows] * len(all_claims()))
+    overview, details = claims_page(table, []).split("## Every claim")
+    for text, bars in ((overview, 6), (details, 3)):
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(lines) > len(all_claims())
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {bars}
+
+
+def test_a_claim_in_short_is_one_sentence_without_its_conditions():
+    for claim in all_claims():
+        short = short_statement(claim)
+        assert 20 < len(short) < 185, claim.name
+        assert not re.search(r"[();]", short), claim.name
+        assert short.removesuffix(".")[:20] == claim.statement[:20] or "(" in claim.statement[:20]
 
 
 def built_article(built, page):
@@ -114,7 +125,7 @@ def built_article(built, page):
 
 @pytest.mark.slow
 def test_built_links_to_terms_statements_and_references_say_what_they_lead_to(built):
-    for page in ("intro", "setting", "theory", "theory_propagation", "theory_collapse", "theory_locater"):
+    for page in ("intro", "setting", "notation", "theory", "theory_propagation", "theory_collapse", "theory_locater"):
         for link in re.findall(r'<a class="reference internal" href="[^"]*#[^"]*"[^>]*>', built_article(built, page)):
             if re.search(r"#(term-|prop-|def-|rem-|lem-|id\d)", link):
                 assert ' title="' in link, f"{page}: {link}"

@@ -33,10 +33,10 @@ from qkrepro.publishing.notebooks import read_notebook
 SCREEN = {"width": 1400, "height": 900}
 CHEAPEST, TRAINED = "linearisation-first-order", "low-entropy-slows"  # the latter rests on records of training
 LARGEST, BINDER_MB = "true_softmax", 2000  # the chapter that needs most memory; what a session has
-CLAIMS_ON_THE_PAGE = """() => Object.fromEntries([...document.querySelectorAll("span[id^='claim-']")].map(mark => [
-  mark.id.replace("claim-", ""),
-  Object.fromEntries([...mark.parentElement.querySelector("table").rows].map(
-    row => [...row.cells].map(cell => cell.innerText.trim()))),
+CLAIMS_ON_THE_PAGE = """() => Object.fromEntries([...document.querySelectorAll("details.claim")].map(fold => [
+  fold.id.replace("claim-", ""),
+  Object.fromEntries([...fold.querySelector("table").rows].map(
+    row => [...row.cells].map(cell => cell.textContent.trim()))),
 ]))"""
 BOX = "name => { const box = document.getElementById(name).getBoundingClientRect(); return [box.top, box.bottom] }"
 
@@ -181,21 +181,19 @@ def test_ten_minutes_lead_from_the_front_page_to_a_point_that_moves_the_figure(a
     problems = _watch(page, address)
     _open_front_page(page, address)
 
-    answer = page.locator("article p", has_text="We find.")
-    picture = page.locator("#fig-front img")
-    start_here = page.locator("article a[href$='#where-to-start']", has_text="Where to start")
-    for found in (page.locator("article p", has_text="The paper claims."), answer, picture, start_here):
+    tally = page.locator("article p", has_text="claims of the abstract:").first
+    picture = page.locator(".verdict-strip img")
+    for found in (page.locator("div.answer"), page.locator("article p", has_text="The paper claims"), tally, picture):
         assert _is_in_the_first_screen(found)
-    assert _picture_is_loaded(picture)
-    counts = _counted(answer.inner_text())
+    assert _picture_is_loaded(picture.first)
+    counts = _counted(tally.inner_text())
 
-    _follow(page, start_here.first)
     steps = page.locator("#where-to-start ol li")
     assert steps.count() > 2
     links = [steps.nth(number).get_by_role("link") for number in range(steps.count())]
-    assert [link.count() for link in links] == [0] + [1] * (len(links) - 1)  # the first step is the page itself
+    assert [link.count() for link in links] == [1] * len(links)
     steps_taken, turned = len(links), False
-    for link in links[1:]:
+    for link in links:
         _open_front_page(page, address)
         _follow(page, link)
         if page.locator("[data-part=plane]").count():
@@ -239,11 +237,12 @@ def test_a_claim_is_checked_with_the_commands_of_its_page_and_a_changed_number_r
     page = browser.new_page(viewport=SCREEN)
     problems = _watch(page, address)
     _open_front_page(page, address)
-    _follow(page, page.locator("#where-to-start tr", has_text="one claim to check").get_by_role("link").first)
+    _follow(page, page.locator("#where-to-start .sd-card", has_text="A review").get_by_role("link").first)
     claim = page.evaluate(CLAIMS_ON_THE_PAGE)[name]
     assert all(claim[row] for row in ("verdict", "numbers", "provenance", "rule", "refuted by"))
     judge_all = page.locator("article code", has_text=re.compile("^qkrepro claims$")).first.inner_text()
-    section = page.locator(f"section:has(> #claim-{name})")
+    section = page.locator(f"#claim-{name}")
+    section.locator("summary").click()
     figure = section.locator("tr", has_text="figure").get_by_role("link").last
     _follow(page, figure)
     shown = page.locator(f"figure[id='{page.url.partition('#')[2]}'] img")
