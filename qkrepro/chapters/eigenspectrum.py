@@ -1,7 +1,8 @@
-"""Tables of spectra: matrices with a chosen spectrum, and Xavier draws beside their law. Book, "The eigenspectrum"."""
+"""Matrices with a chosen spectrum, and Xavier draws beside their law. Book, "The eigenspectrum"."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ from torch import Generator, Tensor
 
 from qkrepro.errors import check_integer
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
+from qkrepro.evidence.style import COLOURS, INK, PALETTE, draw_intervals, label_lines
 from qkrepro.evidence.verdicts import universal_verdict, within
-from qkrepro.theory.spectrum import matrix_moments, qk_eigenvalues, qk_moments, random_spectrum_matrix
+from qkrepro.theory.spectrum import matrix_moments, qk_eigenvalues, qk_matrix, qk_moments, random_spectrum_matrix
 from qkrepro.theory.statistics import t_interval
 from qkrepro.theory.xavier import XavierLaw, xavier_qk
 
@@ -21,7 +23,7 @@ LIMIT = "spectral norm (limit)"
 
 
 def chosen_spectra(dim: int, spectra: Sequence[Sequence[float]], *, generator: Generator) -> pd.DataFrame:
-    """Eigenvalues of one symmetric draw a (mean, variance), one row each: mean, variance (asked for), eigenvalue."""
+    """Return the eigenvalues of one symmetric draw per (mean, variance): mean, variance (asked for), eigenvalue."""
     tables = []
     for mean, variance in spectra:
         w = random_spectrum_matrix(dim, mean, variance, generator=generator)
@@ -31,7 +33,7 @@ def chosen_spectra(dim: int, spectra: Sequence[Sequence[float]], *, generator: G
 
 
 def equal_eigenvalues(dim: int, non_normality: float, *, generator: Generator) -> dict[str, Tensor]:
-    """Two pairs of (dim, dim) matrices, by name: the second of a pair has the first one's eigenvalues, not its norms.
+    """Return two pairs of (dim, dim) matrices by name; the second of a pair has the eigenvalues of the first alone.
 
     All eigenvalues 1/dim, alone and with a strictly triangular part of Frobenius norm `non_normality`; and a spectrum
     of mean 1 and variance 1, symmetric and with the default triangular part of `random_spectrum_matrix`.
@@ -48,7 +50,7 @@ def equal_eigenvalues(dim: int, non_normality: float, *, generator: Generator) -
 
 
 def singular_values(matrices: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Singular values, one row a value: matrix, rank (1 the largest), singular_value."""
+    """Return singular values, one row per value: matrix, rank (1 the largest), singular_value."""
     tables = []
     for name, w in matrices.items():
         values = torch.linalg.svdvals(w).numpy()
@@ -57,7 +59,7 @@ def singular_values(matrices: Mapping[str, Tensor]) -> pd.DataFrame:
 
 
 def compare(matrices: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Moments of named (d, d) matrices, one row each: matrix, mean, variance (from traces), and the two norms."""
+    """Return moments of named (d, d) matrices: matrix, mean, variance (from traces), and the two norms."""
     rows = []
     for name, w in matrices.items():
         moments = matrix_moments(w)
@@ -74,33 +76,24 @@ def compare(matrices: Mapping[str, Tensor]) -> pd.DataFrame:
 
 
 def xavier_moments(d_model: int, d_head: int, *, draws: int, generator: Generator) -> pd.DataFrame:
-    """Moments of Xavier draws, one row a draw.
+    """Return moments of Xavier draws, one row per draw.
 
-    Columns: eigen_mean, eigen_variance (over d_model eigenvalues), trace, trace_sq, frobenius_sq, spectral_norm,
-    effective_number (tr W)²/tr W² (negative where tr W² is), equal_number (tr W)²/Σ|λ|²: as many equal eigenvalues have
+    Columns trace, trace_sq, frobenius_sq, spectral_norm, equal_number (tr W)²/Σ|λ|²: as many equal eigenvalues have
     this sum and this sum of squared moduli, at most d_head.
     """
     check_integer("draws", draws, at_least=1)
     tables = []
     for first in range(0, draws, CHUNK):
-        w_q, w_k = xavier_qk(d_model, d_head, batch=(min(CHUNK, draws - first),), generator=generator)
-        moments = qk_moments(w_q, w_k)
-        columns = {
-            "eigen_mean": moments.eigen_mean,
-            "eigen_variance": moments.eigen_variance,
-            "trace": moments.trace,
-            "trace_sq": moments.trace_sq,
-            "frobenius_sq": moments.frobenius_sq,
-            "spectral_norm": moments.spectral_norm,
-            "effective_number": moments.trace.square() / moments.trace_sq,
-            "equal_number": moments.trace.square() / qk_eigenvalues(w_q, w_k).abs().square().sum(-1),
-        }
+        weights = xavier_qk(d_model, d_head, batch=(min(CHUNK, draws - first),), generator=generator)
+        moments = qk_moments(*weights)
+        columns = {name: getattr(moments, name) for name in ("trace", "trace_sq", "frobenius_sq", "spectral_norm")}
+        columns["equal_number"] = moments.trace.square() / qk_eigenvalues(*weights).abs().square().sum(-1)
         tables.append(pd.DataFrame({name: column.numpy() for name, column in columns.items()}))
     return pd.concat(tables, ignore_index=True)
 
 
 def against_law(table: pd.DataFrame, law: XavierLaw) -> pd.DataFrame:
-    """Means over draws with 95% t intervals beside the law, one row a quantity; the spectral norm's law is a limit.
+    """Return means over draws with 95% t intervals beside the law; that of the spectral norm is a limit.
 
     table: of `xavier_moments`. Columns: quantity, law, scale (what the quantity is measured in: the law itself, of the
     trace its standard deviation), estimate, low, high.
@@ -119,9 +112,9 @@ def against_law(table: pd.DataFrame, law: XavierLaw) -> pd.DataFrame:
 
 
 def radius_histogram(laws: Sequence[XavierLaw], *, bins: int, count: int, generator: Generator) -> pd.DataFrame:
-    """Density of |eigenvalue| in units of each law's limit radius, with 95% t intervals over draws.
+    """Return the density of |eigenvalue| in units of each law's limit radius, with 95% t intervals over draws.
 
-    count: eigenvalues a law, from count // d_head draws (2 at least). Bins divide [0, 1.2].
+    count: eigenvalues per law, from count // d_head draws (2 at least). Bins divide [0, 1.2].
     Columns: d_head, radius (middle of the bin), estimate, low, high (of the density).
     """
     check_integer("bins", bins, at_least=1)
@@ -142,7 +135,7 @@ def radius_histogram(laws: Sequence[XavierLaw], *, bins: int, count: int, genera
 
 
 def xavier_spectrum(tables: Tables, margin: float = 0.2) -> Verdict:
-    """Table checks: quantity, law, scale, low, high (95% over draws); the limit of the spectral norm is left out.
+    """Judge table checks: quantity, law, scale, low, high (95% over draws); the limit of the spectral norm is left out.
 
     margin: distance from the law, in units of `scale`, that counts as equal.
     """
@@ -158,7 +151,7 @@ def xavier_spectrum(tables: Tables, margin: float = 0.2) -> Verdict:
 
 
 def xavier_starts_dispersed(tables: Tables, bound: float = 1.0) -> Verdict:
-    """Table xavier: equal_number, one row a draw.
+    """Judge table xavier: equal_number, one row per draw.
 
     bound: number of equal eigenvalues below which a head counts as dispersed.
     """
@@ -176,71 +169,78 @@ def xavier_starts_dispersed(tables: Tables, bound: float = 1.0) -> Verdict:
     return Verdict(outcome, because, dispersed, len(number))
 
 
-def plot_chosen_spectra(table: pd.DataFrame, axis: Axes) -> None:
-    """Eigenvalues as ticks, one line a case, with mean ± standard deviation above each line.
+def plot_one_head(w_q: Tensor, w_k: Tensor, axes: Mapping[str, Axes]) -> None:
+    """Draw the two weights of a head, their product, and its eigenvalues; axes: query, key, product, plane."""
+    product, eigenvalues = qk_matrix(w_q, w_k), qk_eigenvalues(w_q, w_k).numpy()
+    titles = {"query": "$W_q^\\top$", "key": "·  $W_k$", "product": "=  $W_{QK}$"}
+    for (place, title), matrix in zip(titles.items(), (w_q.mT, w_k, product), strict=True):
+        bound = float(matrix.abs().max())
+        axes[place].imshow(matrix.numpy(), cmap="vlag", vmin=-bound, vmax=bound)
+        axes[place].set(title=title, xlabel=f"{matrix.shape[1]} columns", ylabel=f"{matrix.shape[0]} rows")
+        axes[place].set(xticks=[], yticks=[])
+        axes[place].spines[:].set_visible(False)
+    plane, rest = axes["plane"], len(product) - len(eigenvalues)
+    plane.plot(eigenvalues.real, eigenvalues.imag, "o", color=PALETTE[0])
+    plane.plot(0, 0, "x", color=INK, markersize=9)
+    plane.annotate(f"{rest} more are zero", (0, 0), (8, -14), textcoords="offset points", fontsize="small")
+    plane.axvline(eigenvalues.real.sum() / len(product), color=PALETTE[1])
+    plane.annotate("mean μ of all", (eigenvalues.real.sum() / len(product), 0.97), (-5, 0), ha="right", va="top",
+                   xycoords=("data", "axes fraction"), textcoords="offset points", color=PALETTE[1])  # fmt: skip
+    plane.set(xlabel="real part", ylabel="imaginary part", title=f"{len(eigenvalues)} eigenvalues are not zero")
+    plane.set_aspect("equal", adjustable="datalim")
+    plane.margins(0.2)
 
-    table: one row an eigenvalue: mean and variance (as asked for), eigenvalue (real).
+
+def plot_chosen_spectra(table: pd.DataFrame, axis: Axes) -> None:
+    """Draw eigenvalues as ticks, one line per case, with mean and standard deviation above each line.
+
+    table: one row per eigenvalue: mean and variance (as asked for), eigenvalue (real).
     """
     labels = []
-    for row, (_, group) in enumerate(table.groupby(["mean", "variance"])):
-        mean, variance = float(group["mean"].iloc[0]), float(group["variance"].iloc[0])
-        axis.plot(group["eigenvalue"], np.full(len(group), row), "|", markersize=12, color=f"C{row}")
-        axis.errorbar(mean, row + 0.3, xerr=math.sqrt(variance), fmt="o", markersize=4, capsize=3, color="0.25")
+    for row, ((mean, variance), group) in enumerate(table.groupby(["mean", "variance"])):
+        colour = COLOURS["concentrated" if variance == table["variance"].min() else "dispersed"]
+        axis.plot(group["eigenvalue"], np.full(len(group), row), "|", markersize=12, color=colour)
+        axis.errorbar(mean, row + 0.35, xerr=math.sqrt(variance), fmt="o", markersize=4, capsize=3, color=INK)
         labels.append(f"mean {mean:g}\nvariance {variance:g}")
-    axis.set(xlabel="eigenvalue", title="Chosen mean and variance", ylim=(-0.5, len(labels) - 0.4))
+    axis.set(xlabel="eigenvalue", ylim=(-0.5, len(labels) - 0.2))
     axis.set_yticks(range(len(labels)), labels)
 
 
 def plot_singular_values(table: pd.DataFrame, axis: Axes) -> None:
-    """Sorted singular values, a line a matrix. table: one row a value: matrix, rank (1 the largest), singular_value."""
-    for name, group in table.groupby("matrix", sort=False):
-        axis.plot(group["rank"], group["singular_value"], label=name)
-    axis.set(
-        yscale="log",
-        ylim=(1e-6, None),
-        xlabel="rank",
-        ylabel="singular value",
-        title="Equal eigenvalues, other norms",
-    )
-    axis.legend(loc="lower left")
+    """Draw sorted singular values, a line per matrix. table: matrix, rank (1 the largest), singular_value."""
+    for number, (name, group) in enumerate(table.groupby("matrix", sort=False)):
+        line = "--" if number % 2 else "-"
+        axis.plot(group["rank"], group["singular_value"], line, color=PALETTE[3 + number // 2], label=str(name))
+    axis.set(yscale="log", ylim=(1e-4, 80), xlabel="rank", ylabel="singular value")
+    axis.legend(loc="lower left", fontsize=8)
 
 
-def plot_complex_eigenvalues(values: torch.Tensor, axis: Axes, *, label: str, marker: str = ".") -> None:
-    """Eigenvalues, complex of any shape, in the complex plane with equal scales."""
-    flat = values.flatten().numpy()
-    axis.plot(flat.real, flat.imag, marker, markersize=6 if marker == "." else 10, label=label, linestyle="none")
+def plot_complex_eigenvalues(values: Tensor, axis: Axes, **look: Any) -> None:
+    """Draw eigenvalues, complex of any shape, in the complex plane with equal scales."""
+    settings: dict[str, Any] = {"marker": ".", "linestyle": "none", **look}
+    axis.plot(values.flatten().real, values.flatten().imag, **settings)
     axis.set(xlabel="real part", ylabel="imaginary part", aspect="equal")
-    axis.locator_params(axis="x", nbins=5)
+    axis.locator_params(nbins=5)
 
 
 def plot_radius_law(table: pd.DataFrame, laws: Sequence[XavierLaw], axis: Axes) -> None:
-    """Histogram of |eigenvalue| over its limit radius, points with intervals over draws, beside the limit density.
-
-    table: one row a bin and d_head: d_head, radius (middle of the bin, in units of the limit radius), estimate, low,
-    high (of the density). laws: one a d_head.
-    """
+    """Draw the histogram of |eigenvalue| over its limit radius beside the limit density; table: `radius_histogram`."""
     ratio = torch.linspace(0, 1, 200, dtype=torch.float64)
-    for colour, law in enumerate(laws):
+    for colour, law in zip(PALETTE[3:], laws, strict=True):
         rows = table[table["d_head"] == law.d_head]
-        bars = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
-        label = f"d_head {law.d_head}"
-        axis.errorbar(
-            rows["radius"], rows["estimate"], yerr=bars, fmt="o", markersize=4, color=f"C{colour}", label=label
-        )
         density = law.radius_density(ratio * law.eigen_radius) * law.eigen_radius
-        axis.plot(ratio, density, color=f"C{colour}")
-    axis.axvline(1, color="0.4", linestyle=":", linewidth=1)
-    axis.set(xlabel="|eigenvalue| / limit radius", ylabel="density", title="Moduli and their limit law")
-    axis.legend(loc="upper left", title=f"d_model {laws[0].d_model}", title_fontsize="small")
+        draw_intervals(axis, rows["radius"], rows, color=colour)
+        axis.plot(ratio, density, color=colour, label=f"$d_{{head}}$ = {law.d_head}")
+    axis.set(xlabel="|eigenvalue| / limit radius", ylabel="density", xlim=(0, 1.25), ylim=(0, 2.2))
+    label_lines(axis)
 
 
 def plot_trace_histogram(traces: pd.Series, trace_std: float, axis: Axes) -> None:
-    """Histogram of tr W over draws in units of its standard deviation, beside the standard normal density."""
-    axis.hist(traces / trace_std, bins=20, range=(-4, 4), density=True, color="C0", alpha=0.5, label="draws")
+    """Draw a histogram of tr W over draws in units of its standard deviation, beside the normal density."""
+    axis.hist(traces / trace_std, bins=20, range=(-4, 4), density=True, color=PALETTE[0], alpha=0.6, edgecolor="none")
     z = np.linspace(-4, 4, 200)
-    axis.plot(z, np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi), color="0.25", label="normal law")
-    axis.set(xlabel="tr W / its standard deviation", ylabel="density", title="The sum of the eigenvalues")
-    axis.legend(loc="upper left")
+    axis.plot(z, np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi), color=INK)
+    axis.set(xlabel="sum / its standard deviation", ylabel="density")
 
 
 CLAIMS = (

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from qkrepro.errors import check_integer, check_number
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
+from qkrepro.evidence.style import PALETTE, draw_intervals
 from qkrepro.evidence.verdicts import within
 from qkrepro.theory.attention import (
     attention_entropy,
@@ -27,7 +28,7 @@ from qkrepro.theory.attention import (
 from qkrepro.theory.statistics import Interval, intervals, t_interval
 
 SMALL_SPREAD = 0.1  # of the logits over the temperature, up to which the leading order of the error is fitted
-COLOURS = {"softmax": "C0", "piecewise linear": "C1"}
+SOFTMAX, LINEAR = PALETTE[3], PALETTE[4]
 
 
 class GaussianClipping(NamedTuple):
@@ -39,7 +40,7 @@ class GaussianClipping(NamedTuple):
 
 
 def linearisation_error(logits: Tensor, temperature: float = 1.0, *, mask: Tensor | None = None) -> Tensor:
-    """Total error Σ_i |S_i − A_i| of a row: 0 where they agree, 2 where two probabilities share no key.
+    """Return the total error Σ_i |S_i − A_i| of a row: 0 where they agree, 2 where two probabilities share no key.
 
     logits: (..., T). temperature: λ > 0. mask: True for visible. Returns float64, (...).
     Raises as `qkrepro.theory.attention.softmax_attention` does.
@@ -49,7 +50,7 @@ def linearisation_error(logits: Tensor, temperature: float = 1.0, *, mask: Tenso
 
 
 def small_spread_error(spread: Tensor) -> Tensor:
-    """Leading order of the mean total error as spread → 0 and T → ∞, 2 φ(1) spread² = 0.484 spread².
+    """Return the leading order of the mean total error as spread → 0 and T → ∞, 2 φ(1) spread² = 0.484 spread².
 
     The weights differ by (u² − mean of u²)/(2T) to second order, u = (ω − ω̄)/λ, and E|Z² − 1|/2 = 2 φ(1).
     Returns float64, shaped like `spread`.
@@ -58,9 +59,9 @@ def small_spread_error(spread: Tensor) -> Tensor:
 
 
 def gaussian_clipping(spread: Tensor, length: int) -> GaussianClipping:
-    """Closed form of what is clipped: u = (ω − ω̄)/λ is N(0, τ²), τ² = spread² (1 − 1/T), and T S = clip(1 + u, 0, T).
+    """Return the closed form of what is clipped: u = (ω − ω̄)/λ is N(0, τ²), τ² = spread² (1 − 1/T).
 
-    spread: > 0, any shape. length: T >= 2. Raises ArgumentError outside of these.
+    T S = clip(1 + u, 0, T). spread: > 0, any shape. length: T >= 2. Raises ArgumentError outside of these.
     """
     check_integer("length", length, at_least=2)
     check_number("spread", float(spread.min()), above=0)
@@ -76,8 +77,8 @@ def linearisation_draws(
 ) -> pd.DataFrame:
     """Compare S and A on rows of Gaussian logits; the same draws, scaled, serve every spread (paired).
 
-    spreads: standard deviations of the logits over the temperature. length: keys a row. draws: rows a spread.
-    Returns one row a draw and spread: spread, draw, error (Σ|S − A|), share_low, share_high (of keys), row_sum (Σ S).
+    spreads: standard deviations of the logits over the temperature. length: keys per row. draws: rows per spread.
+    Returns one row per draw and spread: spread, draw, error (Σ|S − A|), share_low, share_high (of keys), row_sum (Σ S).
     """
     check_integer("length", length, at_least=2)
     check_integer("draws", draws, at_least=1)
@@ -100,18 +101,18 @@ def linearisation_draws(
 
 
 def summarise_draws(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over draws with its 95% t interval, one row a spread and quantity: spread, quantity, estimate, low, high.
+    """Return the mean over draws with its 95% t interval, one row per spread and quantity.
 
-    rows: of `linearisation_draws`.
+    rows: of `linearisation_draws`. Columns spread, quantity, estimate, low, high.
     """
     long = rows.melt(["spread", "draw"], var_name="quantity")
     return intervals(long, ["spread", "quantity"], "value")
 
 
 def peaked_rows(peaks: Sequence[float], *, length: int, temperature: float) -> pd.DataFrame:
-    """What a count of unsaturated keys and the true softmax say of rows with one logit above T − 1 equal ones.
+    """Return what a count of unsaturated keys and the true softmax say of rows with one logit above T − 1 equal ones.
 
-    peaks: height of that logit in units of λ. Returns one row a peak: peak, unsaturated (share of keys), entropy
+    peaks: height of that logit in units of λ. Returns one row per peak: peak, unsaturated (share of keys), entropy
     (nats), mass (gradient mass 1 − Σ A_i²).
     """
     check_integer("length", length, at_least=2)
@@ -127,21 +128,15 @@ def peaked_rows(peaks: Sequence[float], *, length: int, temperature: float) -> p
 
 
 def moved_logit(offsets: Tensor, *, length: int, temperature: float = 1.0) -> pd.DataFrame:
-    """Weights when one key's logit is `offset` above T − 1 equal ones.
+    """Return the weight of one key whose logit is `offset` above T − 1 equal ones, under both functions.
 
-    offsets: (n,), in the unit of the logits. Returns one row an offset and function: offset (in units of λ), function
-    ("softmax", "piecewise linear"), moved (weight of the moved key), other (weight of each other key).
+    offsets: (n,), in the unit of the logits. Columns offset (in units of λ), softmax, linear; one row per offset.
     """
     check_integer("length", length, at_least=2)
     logits = torch.zeros(len(offsets), length, dtype=torch.float64)
     logits[:, 0] = offsets.double()
-    tables = []
-    for name, attend in [("softmax", softmax_attention), ("piecewise linear", piecewise_linear_attention)]:
-        weights = attend(logits, temperature)  # (n, T)
-        columns = {"offset": offsets / temperature, "moved": weights[:, 0], "other": weights[:, 1]}
-        table = pd.DataFrame({key: column.numpy() for key, column in columns.items()})
-        tables.append(table.assign(function=name))
-    return pd.concat(tables, ignore_index=True)
+    softmax, linear = (attend(logits, temperature)[:, 0] for attend in (softmax_attention, piecewise_linear_attention))
+    return pd.DataFrame({"offset": offsets.numpy() / temperature, "softmax": softmax, "linear": linear})
 
 
 def _density(x: Tensor) -> Tensor:
@@ -150,9 +145,9 @@ def _density(x: Tensor) -> Tensor:
 
 
 def growth_power(error: pd.DataFrame) -> Interval:
-    """Power with which the error grows at spreads up to 0.1, fitted draw by draw: mean and 95% t interval over draws.
+    """Return the power with which the error grows at spreads up to 0.1, fitted draw by draw.
 
-    error: one row a draw and spread: spread, draw, error. Raises ArgumentError below two draws.
+    Mean and 95% t interval over draws. error: of `linearisation_draws`. Raises ArgumentError below two draws.
     """
     small = error[error["spread"] <= SMALL_SPREAD].pivot(index="spread", columns="draw", values="error")
     slopes = np.polyfit(np.log(small.index.to_numpy()), np.log(small.to_numpy()), 1)[0]  # (draws,)
@@ -160,7 +155,7 @@ def growth_power(error: pd.DataFrame) -> Interval:
 
 
 def linearisation_first_order(tables: Tables, bound: float = 0.1) -> Verdict:
-    """Table error: spread (standard deviation of logits over temperature), draw, error (total |S − A|), a row a draw.
+    """Judge table error: spread (of the logits over the temperature), draw, error (total |S − A|).
 
     bound: total error at a spread of one temperature up to which the two count as the same function there.
     """
@@ -181,51 +176,54 @@ def linearisation_first_order(tables: Tables, bound: float = 0.1) -> Verdict:
     return Verdict("reproduced" if is_small else "partly", because)
 
 
-def plot_moved_logit(table: pd.DataFrame, length: int, axes: Sequence[Axes]) -> None:
-    """Weights of the moved key (first panel) and of each other key (second) against the moved key's logit.
+def plot_moved_logit(table: pd.DataFrame, length: int, axis: Axes) -> None:
+    """Draw the weight of the moved key under both functions, and name the places where something happens.
 
-    table: of `moved_logit` at the length T. Dotted lines: where the linearisation is clipped; dashed: λ log(T − 1),
-    where the moved key holds half of the softmax.
+    table: of `moved_logit` at the length T.
     """
-    for axis, column, title in zip(axes, ("moved", "other"), ("The key that is moved", "Each other key"), strict=True):
-        for name, curve in table.groupby("function"):
-            axis.plot(curve["offset"], curve[column], color=COLOURS[str(name)], label=str(name))
-        for threshold in (-length / (length - 1), length):
-            axis.axvline(threshold, color="0.4", linestyle=":", linewidth=1)
-        axis.axvline(math.log(length - 1), color=COLOURS["softmax"], linestyle="--", linewidth=1)
-        axis.set(title=title, xlabel="logit above the others / λ", ylabel="attention weight")
-    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 0.05))
+    half = math.log(length - 1)
+    places = {
+        f"clipped to 0\nat −{length / (length - 1):.2f} λ": (-length / (length - 1), 0.0, LINEAR),
+        f"half of the softmax\nat λ log(T − 1) = {half:.1f} λ": (half, 0.5, SOFTMAX),
+        f"clipped to 1\nat λT = {length} λ": (length, 1.0, LINEAR),
+    }
+    axis.plot(table["offset"], table["softmax"], color=SOFTMAX, linewidth=2.5)
+    axis.plot(table["offset"], table["linear"], color=LINEAR, linewidth=2.5)
+    for (text, (x, y, colour)), shift in zip(places.items(), ((-14, 26), (-12, 4), (-4, -52)), strict=True):
+        axis.plot(x, y, "o", color=colour, markersize=7)
+        axis.annotate(text, (x, y), shift, textcoords="offset points", color=colour, fontsize="small",
+                      ha="right" if shift[1] == 4 else "center")  # fmt: skip
+    axis.text(half + 2.7, 0.9, "softmax", color=SOFTMAX, fontweight="bold", va="top")
+    axis.text(length * 0.66, 0.6, "piecewise linear", color=LINEAR, fontweight="bold", va="top")
+    axis.set(xlabel="logit of the moved key above the others / λ", ylabel="attention weight of that key")
 
 
 def plot_linearisation(summary: pd.DataFrame, length: int, axes: Sequence[Axes]) -> None:
-    """Error, clipped shares and row sum against the spread: points with intervals, closed forms as lines.
+    """Draw error, clipped shares and row sum against the spread: points with intervals, closed forms as lines.
 
-    summary: one row a spread and quantity (error, share_low, share_high, row_sum) with estimate, low, high.
+    summary: one row per spread and quantity (error, share_low, share_high, row_sum) with estimate, low, high.
     """
     spread = torch.from_numpy(np.geomspace(summary["spread"].min(), summary["spread"].max(), 200))
     closed = gaussian_clipping(spread, length)
     error, shares, total = axes
     small = small_spread_error(spread)
-    error.plot(spread[small < 2], small[small < 2], color="0.4", linestyle="--", label="0.484 spread²")
-    _points(error, summary, "error", "C0", "mean over rows")
-    error.set(yscale="log", ylabel="total error Σ|S − A|", title="Error of the linearisation")
-    shares.plot(spread, closed.share_low, color="C1", label="clipped to 0, closed form")
-    shares.plot(spread, closed.share_high, color="C2", label="clipped to 1, closed form")
-    _points(shares, summary, "share_low", "C1")
-    _points(shares, summary, "share_high", "C2")
-    shares.set(ylabel="share of keys", title="Saturated keys")
-    total.plot(spread, closed.row_sum, color="C4", label="closed form")
-    _points(total, summary, "row_sum", "C4", "mean over rows")
-    total.set(yscale="log", ylabel="row sum ΣS", title="Total weight given out")
-    for axis in axes:
+    curves = [
+        (error, "error", LINEAR, spread[small < 2], small[small < 2]),
+        (shares, "share_low", LINEAR, spread, closed.share_low),
+        (shares, "share_high", SOFTMAX, spread, closed.share_high),
+        (total, "row_sum", LINEAR, spread, closed.row_sum),
+    ]
+    for axis, quantity, colour, x, y in curves:
+        rows = summary[summary["quantity"] == quantity]
+        axis.plot(x, y, color=colour)
+        draw_intervals(axis, rows["spread"], rows, color=colour)
         axis.set(xscale="log", xlabel="spread of the logits / λ")
-        axis.legend(loc="upper left")
-
-
-def _points(axis: Axes, summary: pd.DataFrame, quantity: str, colour: str, label: str | None = None) -> None:
-    rows = summary[summary["quantity"] == quantity]
-    bars = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
-    axis.errorbar(rows["spread"], rows["estimate"], yerr=bars, fmt="o", markersize=4, color=colour, label=label)
+    error.text(0.13, 0.004, "0.484 spread²", color=LINEAR)
+    shares.text(1.4, 0.03, "clipped to 1", color=SOFTMAX, fontsize="small")
+    shares.text(0.9, 0.4, "clipped to 0", color=LINEAR, fontsize="small", ha="right")
+    error.set(yscale="log", ylabel="total error Σ|S − A|", title="To half a temperature the error is of second order")
+    shares.set(ylabel="share of keys", title="Half of the keys\nare shut off in the end")
+    total.set(yscale="log", ylabel="row sum ΣS", title="The weights no longer\nsum to one")
 
 
 CLAIMS = (

@@ -62,13 +62,16 @@ def claims(
     ] = False,
 ) -> None:
     """Judge every claim from the saved numbers; exit 1 when a stored verdict no longer follows from them."""
+    from qkrepro.evidence.numbers import book_root
     from qkrepro.publishing.claims_pages import changed_verdicts, verdicts, write_pages
+    from qkrepro.publishing.neighbours_page import write_neighbours
 
     table = verdicts()
     for row in table.itertuples():
         typer.echo(_verdict_line(row))
     if write:
         write_pages()
+        write_neighbours(book_root())
     elif changed := changed_verdicts(table):
         typer.echo(f"stored verdicts that no longer follow from the data: {', '.join(changed)}", err=True)
         raise typer.Exit(1)

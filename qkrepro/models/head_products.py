@@ -63,8 +63,13 @@ class HeadProducts:
         largest = np.linalg.eigvalsh(half.mT @ self.gram_k @ half)[..., -1]
         return np.asarray(np.sqrt(largest.clip(min=0)))
 
-    def symmetric_share(self) -> Array:
-        """Return ‖(W + Wᵀ)/2‖_F² / ‖W‖_F², (...): 1 for a symmetric W, 0 for an antisymmetric one, 1/2 by chance."""
+    def spectral_energy_share(self) -> Array:
+        """Return ‖W‖_2² / ‖W‖_F², (...): the share of Σ s² of the singular values s in the largest; 1 for rank one."""
+        with np.errstate(invalid="ignore"):  # W = 0 has none: NaN
+            return np.asarray(self.spectral_norm() ** 2 / self.frobenius_sq())
+
+    def symmetry_score(self) -> Array:
+        """Return ½(1 + tr W²/tr WWᵀ) = ‖(W + Wᵀ)/2‖_F² / ‖W‖_F², (...): 1 symmetric, 0 antisymmetric, ½ by chance."""
         with np.errstate(invalid="ignore"):  # W = 0 has none: NaN
             return np.asarray((1 + self.trace_sq() / self.frobenius_sq()) / 2)
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -57,13 +56,15 @@ COLUMNS = {
     "eigen_spread_head": "mean |λ − mean|² over these d_head",
     "relative_variance": "eigen_spread_head / eigen_mean_head²: 0 when they all agree",
     "top_share": "share of Σ|λ| in the largest |λ|",
-    "symmetric_share": "‖(W + Wᵀ)/2‖² / ‖W‖²: 1 symmetric, 0 antisymmetric",
+    "spectral_energy_share": "‖W‖_2² / ‖W‖_F², the largest squared singular value over their sum",
+    "symmetry_score": "½(1 + tr W²/tr WWᵀ): 1 symmetric, 0 antisymmetric",
     "localization": "localization index of the linearised softmax, 0 flat to 1",
     "centre": "where the signal passes, 0 first to 1 last token",
     "level": "mean signal propagation probability",
     "key_bias": "‖w_kᵀ b_q‖, what the query's bias adds to the logits per unit of key token",
     "trace_z": "tr W/‖W‖_F in standard deviations from random heads",
-    "symmetric_share_z": "the same for symmetric_share",
+    "spectral_energy_share_z": "spectral_energy_share in standard deviations from random heads",
+    "symmetry_score_z": "the same for symmetry_score",
     "top_share_z": "the same for top_share",
     "relative_variance_percentile": "percentage of random heads with a smaller relative_variance",
     "localization_percentile": "percentage of random heads of this ‖W‖_F with a smaller localization index",
@@ -83,8 +84,10 @@ SHOWN = {  # the columns of the printed table, with short heads
     "eigen_spread_head": "spread",
     "relative_variance_percentile": "spread %",
     "top_share": "top",
-    "symmetric_share": "sym",
-    "symmetric_share_z": "sym z",
+    "spectral_energy_share": "energy",
+    "spectral_energy_share_z": "energy z",
+    "symmetry_score": "sym",
+    "symmetry_score_z": "sym z",
     "localization": "local",
     "localization_percentile": "local %",
     "centre": "centre",
@@ -240,7 +243,10 @@ def _listed(values: Any, heads: int) -> list[Any]:
 def _moments(products: HeadProducts) -> dict[str, Array]:
     trace, trace_sq, frobenius_sq = products.trace(), products.trace_sq(), products.frobenius_sq()
     columns = {"trace": trace, "trace_sq": trace_sq, "frobenius": np.sqrt(frobenius_sq)}
-    columns |= {"spectral_norm": products.spectral_norm(), "symmetric_share": products.symmetric_share()}
+    norm = products.spectral_norm()
+    with np.errstate(invalid="ignore"):  # W = 0 has no largest share: NaN
+        columns |= {"spectral_norm": norm, "spectral_energy_share": norm**2 / frobenius_sq}
+    columns["symmetry_score"] = products.symmetry_score()
     for name, count in (("model", products.d_model), ("head", products.d_head)):
         mean = trace / count
         columns |= {f"eigen_mean_{name}": mean, f"eigen_variance_{name}": trace_sq / count - mean**2}
@@ -260,9 +266,10 @@ def _against_chance(columns: Mapping[str, Array], null: NullDraws) -> dict[str, 
     with np.errstate(invalid="ignore"):  # W = 0 has no scale: NaN
         scores = {
             "trace_z": z_score(columns["trace"] / columns["frobenius"], null.trace),
-            "symmetric_share_z": z_score(columns["symmetric_share"], (1 + null.trace_sq) / 2),
+            "symmetry_score_z": z_score(columns["symmetry_score"], (1 + null.trace_sq) / 2),
         }
-    if null.top_share is not None and null.relative_variance is not None:
+    if null.top_share is not None and null.relative_variance is not None and null.energy_share is not None:
+        scores["spectral_energy_share_z"] = z_score(columns["spectral_energy_share"], null.energy_share)
         scores["top_share_z"] = z_score(columns["top_share"], null.top_share)
         scores["relative_variance_percentile"] = percentile(columns["relative_variance"], null.relative_variance)
     return scores
@@ -315,19 +322,7 @@ def _null(
     threads: int = 1,
 ) -> NullDraws:
     products = random_heads(d_head, d_model, options.draws, options.seed, cov).between(core)
-    eigenvalues = eigenvalues and not options.moments_only
-    if threads == 1 or not eigenvalues:
-        return null_draws(products, eigenvalues=eigenvalues)
-    with ThreadPoolExecutor(threads) as pool:
-        pieces = list(pool.map(null_draws, _pieces(products, threads)))
-    names = [field.name for field in fields(NullDraws)]
-    return NullDraws(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in names))
-
-
-def _pieces(products: HeadProducts, count: int) -> list[HeadProducts]:
-    """Return the same products (n, d_head, d_head) in `count` parts of about n / count."""
-    split = (np.array_split(stack, count) for stack in (products.cross, products.gram_q, products.gram_k))
-    return [HeadProducts(cross, q, k, products.d_model) for cross, q, k in zip(*split, strict=True)]
+    return null_draws(products, eigenvalues=eigenvalues and not options.moments_only, threads=threads)
 
 
 def qk_table(

@@ -27,6 +27,7 @@ from qkrepro.publishing.colab import outdated_colab_cells
 from qkrepro.publishing.execution import repetition_page
 from qkrepro.publishing.explorer import write_explorer
 from qkrepro.publishing.front_page import write_front_page
+from qkrepro.publishing.neighbours_page import write_neighbours
 from qkrepro.publishing.notebooks import code_cells, read_notebook
 from qkrepro.publishing.provenance import write_provenance
 from qkrepro.publishing.revision import book_revision, last_change
@@ -80,6 +81,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     """
     if profile == COMMITTED_PROFILE:
         write_pages()
+        write_neighbours(root)
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "numbers", "profiles")
     for folder in ("book", "notebooks"):
         shutil.copytree(root / folder, work / folder, ignore=unwanted)

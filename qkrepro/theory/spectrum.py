@@ -45,6 +45,19 @@ class SpectrumMoments:
         """
         return self.trace_sq / self.d_model - self.eigen_mean.square()
 
+    @property
+    def symmetry_score(self) -> Tensor:
+        """½(1 + tr W²/tr WWᵀ): 1 for a symmetric W, 0 for an antisymmetric one. Source: arXiv 2502.10927."""
+        return (1 + self.trace_sq / self.frobenius_sq) / 2
+
+    @property
+    def spectral_energy_share(self) -> Tensor:
+        """‖W‖_2²/‖W‖_F², the largest squared singular value over the sum of all: 1 for rank one, at least 1/d_head.
+
+        It is one over the stable rank. Source: the "spectral energy concentration" of arXiv 2505.21910, as one number.
+        """
+        return self.spectral_norm.square() / self.frobenius_sq
+
 
 def qk_matrix(
     w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]

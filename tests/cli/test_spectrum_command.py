@@ -209,7 +209,7 @@ def test_random_products_follow_the_law_of_gaussian_weights(d_head: int, d_model
     generator = torch.Generator().manual_seed(5)
     w_q, w_k = (torch.randn(4000, d_head, d_model, generator=generator, dtype=torch.float64) for _ in range(2))
     drawn, explicit = random_products(d_head, d_model, 4000, seed=6), head_products(w_q, w_k)
-    for name in ("trace", "trace_sq", "frobenius_sq", "spectral_norm", "symmetric_share"):
+    for name in ("trace", "trace_sq", "frobenius_sq", "spectral_norm", "symmetry_score", "spectral_energy_share"):
         ours, theirs = getattr(drawn, name)(), getattr(explicit, name)()
         assert stats.ks_2samp(ours, theirs).pvalue > 1e-4, name
 
@@ -241,7 +241,20 @@ def test_a_head_with_equal_eigenvalues_stands_out_in_every_column_of_chance() ->
     assert null.relative_variance is not None
     assert float(z_score(products.trace() / np.sqrt(products.frobenius_sq()), null.trace)[0]) > 10
     assert float(percentile(torch.zeros(1), null.relative_variance)[0]) == 0
-    assert float(products.symmetric_share()[0]) == 1
+    assert null.energy_share is not None
+    assert float(products.symmetry_score()[0]) == 1
+    assert float(products.spectral_energy_share()[0]) == pytest.approx(1 / 8)  # equal eigenvalues share the energy
+    assert float(z_score(products.spectral_energy_share(), null.energy_share)[0]) < -3
+
+
+def test_a_head_of_rank_one_has_all_its_spectral_energy_in_one_singular_value() -> None:
+    null = null_draws(random_products(8, 64, 400, seed=0))
+    generator = torch.Generator().manual_seed(0)
+    w_q, w_k = (torch.randn(1, 8, 64, generator=generator, dtype=torch.float64) for _ in range(2))
+    products = head_products(w_q * torch.eye(8, 1, dtype=torch.float64), w_k)  # one row of w_q is left
+    assert null.energy_share is not None
+    assert float(products.spectral_energy_share()[0]) == pytest.approx(1)
+    assert float(z_score(products.spectral_energy_share(), null.energy_share)[0]) > 10
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 8.0])

@@ -231,7 +231,8 @@ def test_the_table_equals_the_moments_and_eigenvalues_of_each_head(bert: Path) -
             "eigen_spread_head": (values - mean).abs().square().mean(),
             "relative_variance": (values - mean).abs().square().mean() / mean.abs().square(),
             "top_share": values.abs().max() / values.abs().sum(),
-            "symmetric_share": ((w + w.mT) / 2).square().sum() / w.square().sum(),
+            "spectral_energy_share": torch.linalg.svdvals(w)[0].square() / torch.linalg.svdvals(w).square().sum(),
+            "symmetry_score": (1 + (w @ w).trace() / (w @ w.mT).trace()) / 2,
             "key_bias": (w.new_zeros(24) + head.w_k.mT @ head.b_q).norm() if head.b_q is not None else 0,
         }
         for name, value in expected.items():
@@ -271,6 +272,7 @@ def test_moments_only_leaves_out_what_needs_eigenvalues_and_changes_nothing_else
         "top_share",
         "top_share_z",
         "relative_variance_percentile",
+        "spectral_energy_share_z",
     }
     np.testing.assert_allclose(moments.to_numpy(float), full[list(moments)].to_numpy(float), rtol=1e-12)
 

@@ -63,6 +63,10 @@ def test_moments_equal_those_of_the_full_matrix(shape):
     scale = (norms**2).sum(-1)
     np.testing.assert_allclose(moments.frobenius_sq, scale, rtol=1e-12)
     np.testing.assert_allclose(moments.spectral_norm, norms[..., 0], rtol=1e-12)
+    np.testing.assert_allclose(moments.spectral_energy_share, norms[..., 0] ** 2 / scale, rtol=1e-12)
+    symmetric = (full + np.swapaxes(full, -2, -1)) / 2
+    score = (symmetric**2).sum((-2, -1)) / scale
+    np.testing.assert_allclose(moments.symmetry_score, score, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_less(
         np.abs(moments.trace.numpy() - np.trace(full, axis1=-2, axis2=-1)), 1e-11 * np.sqrt(scale) + 1e-300
     )

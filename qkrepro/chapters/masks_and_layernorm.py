@@ -1,0 +1,322 @@
+"""Masks and LayerNorm: how fast a mask collapses the rank, and equilibria of every rank that LayerNorm makes possible.
+
+Tokens are rows, x (T, d); a mask is (T, T), True where query t (row) sees key i (column). Float64.
+Source: book, "Masks and LayerNorm"; Wu, Ajorlou, Wang, Jegelka, Jadbabaie 2024 (arXiv 2405.18781); construction ours.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from torch import Generator, Tensor
+from torch.nn.functional import layer_norm
+
+from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
+from qkrepro.evidence.style import COLOURS, label_lines
+from qkrepro.evidence.verdicts import HALF, ROUNDING, above, settings_verdict, universal_verdict
+from qkrepro.theory.attention import attention_logits, causal_mask, softmax_attention
+from qkrepro.theory.depth import Spectrum, Stack, draw_tokens
+from qkrepro.theory.rank import stable_rank
+from qkrepro.theory.spectrum import random_rotation, random_spectrum_matrix
+from qkrepro.theory.statistics import t_interval
+
+READS: tuple[str, ...] = ()
+SOURCE = "2405.18781"
+SPECTRUM_SAYS = (
+    "The spectrum of W_QK sets how fast a mask collapses the rank, not whether it does; with LayerNorm a fully "
+    "concentrated one has equilibria of every rank, and a large mean makes them stable."
+)
+SLOWED = 0.5  # the least ratio of late to early rate that is called exponential; a power law falls to about a fifth
+DISCONNECTED = "two halves"  # the control: no token reaches all
+
+
+def masks(length: int, windows: Sequence[int], generator: Generator) -> dict[str, Tensor]:
+    """Return masks (T, T) by name: complete, causal, causal windows, a ring, a random one, and one in two halves.
+
+    windows: tokens that a query of a window mask sees, itself included. All but the last are quasi-strongly connected:
+    from some token every other is reached.
+    """
+    eye, causal = torch.eye(length, dtype=torch.bool), causal_mask(length)
+    place = torch.arange(length)
+    near = {f"window {width}": causal & (place[:, None] - place < width) for width in windows}
+    found = {"complete": torch.ones_like(causal), "causal": causal, **near, "ring": eye | eye.roll(-1, 1)}
+    while "random" not in found:  # two keys a query beside itself, drawn until one token reaches all
+        drawn = eye | (torch.rand(length, length, generator=generator).argsort(1) < 2)
+        found |= {"random": drawn} if is_connected(drawn) else {}
+    return found | {DISCONNECTED: (place[:, None] < length // 2) == (place < length // 2)}
+
+
+def is_connected(mask: Tensor) -> bool:
+    """Return whether information of some token reaches every token through the mask (T, T), layer after layer."""
+    reach = mask.double()
+    for _ in range(math.ceil(math.log2(len(mask)))):
+        reach = ((reach @ reach) > 0).double()
+    return bool((reach > 0).all(0).any())
+
+
+def residuals(
+    spectra: Mapping[str, Spectrum], stack: Stack, windows: Sequence[int], *, seeds: Iterable[int]
+) -> pd.DataFrame:
+    """Send tokens through masked attention without LayerNorm, values orthogonal, and measure what is left of them.
+
+    Weights are drawn anew in every layer; masks and spectra of one seed share them. Returns columns mask, spectrum,
+    seed, layer, residual: ‖x − 1x̄ᵀ‖_F over that of the input, one row a layer.
+    """
+    rows = []
+    for seed in seeds:
+        generator = Generator().manual_seed(seed)
+        tokens, drawn = draw_tokens(stack, generator), masks(stack.length, windows, generator)
+        size: dict[str, Any] = {"generator": generator, "batch": (stack.layers,)}
+        units = random_spectrum_matrix(stack.dim, 0.0, 1.0, **size) / math.sqrt(stack.dim)  # (layers, d, d)
+        values = random_rotation(stack.dim, **size)  # (layers, d, d)
+        visible = torch.stack(list(drawn.values()))  # (masks, T, T)
+        for name, spectrum in spectra.items():
+            x = tokens.expand(len(visible), -1, -1)  # (masks, T, d)
+            mean = spectrum.trace / stack.dim * torch.eye(stack.dim, dtype=torch.float64)
+            start = centred_norm(tokens)
+            for layer, (unit, value) in enumerate(zip(units, values, strict=True), 1):
+                logits = attention_logits(x, mean + spectrum.spread * unit)
+                x = softmax_attention(logits, stack.temperature, mask=visible) @ x @ value
+                left = (centred_norm(x) / start).tolist()
+                rows += [(mask, name, seed, layer, each) for mask, each in zip(drawn, left, strict=True)]
+    return pd.DataFrame(rows, columns=["mask", "spectrum", "seed", "layer", "residual"])
+
+
+def centred_norm(x: Tensor) -> Tensor:
+    """Return ‖x − 1x̄ᵀ‖_F of tokens (..., T, d), (...)."""
+    norm: Tensor = torch.linalg.matrix_norm(x - x.mean(-2, keepdim=True))
+    return norm
+
+
+def decay_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rate of decay, −d log residual/d layer, early and late: mask, spectrum, seed, early, late.
+
+    table: as `residuals` returns it. Early and late are the first and the last half of the layers in which more than
+    ROUNDING of the input is left.
+    """
+    rows = []
+    for key, group in table.groupby(["mask", "spectrum", "seed"], sort=False):
+        kept = group[group["residual"] > ROUNDING].set_index("layer")["residual"]
+        log = [0.0, *(math.log(value) for value in kept)]  # from layer 0
+        middle, end = (len(log) - 1) // 2, len(log) - 1
+        if middle:
+            rates = (log[0] - log[middle]) / middle, (log[middle] - log[end]) / (end - middle)
+            rows.append((*key, *rates))
+    return pd.DataFrame(rows, columns=["mask", "spectrum", "seed", "early", "late"])
+
+
+def equilibrium(rank: int, stack: Stack, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return tokens x (T, d) of this rank and an orthogonal W_V (d, d) that attention with W_QK = cI, c > 0, fixes.
+
+    The tokens are e₁, −e₁, e₂, −e₂, …, over and over, for orthogonal e_j of norm √d without a mean over coordinates,
+    which is what LayerNorm leaves. To a query ±e_j the tokens of another pair have logit 0, hence equal weights, and
+    cancel; of its own pair the token of its sign has more weight. So its output is a positive multiple of itself, and
+    LayerNorm restores its size. W_V is the identity on the span of the tokens and a random rotation beside it.
+    """
+    drawn = torch.randn(stack.dim, stack.dim, generator=generator, dtype=torch.float64)
+    drawn[:, 0] = 1
+    basis = torch.linalg.qr(drawn).Q  # (d, d), orthonormal columns, the first of them constant
+    pairs = basis[:, 1 : rank + 1].T * math.sqrt(stack.dim)  # (rank, d)
+    signed = torch.stack([pairs, -pairs], 1).reshape(-1, stack.dim)  # (2 rank, d)
+    tokens = signed[torch.arange(stack.length) % len(signed)]
+    beside = torch.cat([basis[:, :1], basis[:, rank + 1 :]], 1)  # (d, d − rank)
+    turned = beside @ random_rotation(beside.shape[1], generator=generator) @ beside.T
+    return tokens, basis[:, 1 : rank + 1] @ basis[:, 1 : rank + 1].T + turned
+
+
+def attention_and_layer_norm(x: Tensor, w: Tensor, value: Tensor, temperature: float, mask: Tensor) -> Tensor:
+    """Return the tokens after a layer, LayerNorm(A x W_V), PyTorch's LayerNorm with ε = 0; (T, d)."""
+    mixed = softmax_attention(attention_logits(x, w), temperature, mask=mask) @ x @ value
+    return layer_norm(mixed, x.shape[-1:], eps=0.0)
+
+
+def equilibria(scaled_mean: float, stack: Stack, noise: float, generator: Generator) -> pd.DataFrame:
+    """Return one row a rank and mask: mask, rank, found (numerical rank), moved, and what became of a disturbance.
+
+    moved: the largest change of a token by one layer over √d; with W = (ξ/d)I, ξ/λ = scaled_mean. orthogonality: the
+    largest entry of W_V W_Vᵀ − I. disturbed: distance from the equilibrium, relative, after the stack's layers, when
+    the tokens start with Gaussian noise of this relative size. Ranks 1 to d − 1, all that LayerNorm leaves.
+    """
+    w = scaled_mean * stack.temperature / stack.dim * torch.eye(stack.dim, dtype=torch.float64)
+    rows = []
+    causal = causal_mask(stack.length)
+    for name, mask in {"complete": torch.ones_like(causal), "causal": causal}.items():
+        for rank in range(1, stack.dim):
+            x, value = equilibrium(rank, stack, generator)
+            after = attention_and_layer_norm(x, w, value, stack.temperature, mask)
+            start = noise * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            disturbed = layer_norm(x + start, x.shape[-1:], eps=0.0)
+            for _ in range(stack.layers):
+                disturbed = attention_and_layer_norm(disturbed, w, value, stack.temperature, mask)
+            orthogonality = float((value @ value.T - torch.eye(stack.dim)).abs().max())
+            moved, away = float((after - x).norm(dim=1).max()), float((disturbed - x).norm())
+            found = int(torch.linalg.matrix_rank(x))
+            row = {
+                "mask": name,
+                "scaled_mean": scaled_mean,
+                "rank": rank,
+                "found": found,
+                "orthogonality": orthogonality,
+            }
+            row |= {"moved": moved / math.sqrt(stack.dim), "disturbed": away / float(x.norm())}
+            rows.append(row | {"kept_rank": float(stable_rank(disturbed) / stable_rank(x))})
+    return pd.DataFrame(rows)
+
+
+def decays_exponentially(tables: Tables) -> Verdict:
+    """Judge table rates: mask, spectrum, seed, early, late; one setting a connected mask and spectrum.
+
+    Holds where the late rate is positive and more than SLOWED times the early one, by their t intervals over seeds. The
+    mask that is not connected is a control, told beside the verdict.
+    """
+    cases, control = {}, 0.0
+    for (mask, spectrum), group in tables["rates"].groupby(["mask", "spectrum"], sort=False):
+        if mask == DISCONNECTED:
+            control = max(control, float(group["late"].abs().max()))
+        elif len(group) > 1:
+            cases[f"{mask}, {spectrum}"] = above(t_interval(group["late"] - SLOWED * group["early"]), 0)
+    return settings_verdict(
+        cases, f"late rate of tokens in two halves that do not see each other: at most {control:.2g}"
+    )
+
+
+def local_is_slower(tables: Tables) -> Verdict:
+    """Judge table residuals: mask, spectrum, seed, layer, residual; at the layer half way through.
+
+    A setting is a spectrum and a pair of neighbours among causal masks, from the widest to the narrowest: more is left
+    with the narrower one, by the t interval over seeds of the paired difference of logarithms.
+    """
+    table = tables["residuals"]
+    half = table[table["layer"] == (table["layer"].max() + 1) // 2] if len(table) else table
+    cases = {}
+    for spectrum, group in half.groupby("spectrum", sort=False):
+        wide = group.pivot(index="seed", columns="mask", values="residual").clip(lower=1e-12).map(math.log)
+        windows = sorted((name for name in wide if str(name).startswith("window")), key=_width, reverse=True)
+        order = ["causal", *windows]
+        for broad, narrow in itertools.pairwise(order):
+            cases[f"{narrow} against {broad}, {spectrum!s}"] = above(t_interval(wide[narrow] - wide[broad]), 0)
+    return settings_verdict(cases)
+
+
+def every_rank_has_an_equilibrium(tables: Tables) -> Verdict:
+    """Judge table equilibria: mask, rank, found, moved, orthogonality; one case a row, which a single one refutes."""
+    rows = tables["equilibria"]
+    exact = (rows["moved"] < ROUNDING) & (rows["orthogonality"] < ROUNDING) & (rows["found"] == rows["rank"])
+    holds: list[bool | None] = [bool(each) for each in exact]
+    largest = f"{rows['moved'].max():.1g} of a token's length" if len(rows) else "nothing"
+    return universal_verdict(holds, f"fixed in {int(exact.sum())} of {len(exact)} cases; the largest step is {largest}")
+
+
+def a_large_mean_holds_the_rank(tables: Tables, share: float = HALF) -> Verdict:
+    """Judge table equilibria: mask, scaled_mean, rank, kept_rank; ranks above 1, least against largest mean.
+
+    A setting is a mask and a rank: after a small disturbance the largest mean keeps more than this share of the stable
+    rank, the least mean less.
+    """
+    rows, cases = tables["equilibria"], {}
+    for (mask, rank), group in rows[rows["rank"] > 1].groupby(["mask", "rank"], sort=False):
+        kept = group.sort_values("scaled_mean")["kept_rank"].tolist()
+        if len(kept) > 1:
+            cases[f"{mask}, rank {rank}"] = kept[-1] > share > kept[0]
+    return settings_verdict(cases)
+
+
+def _width(name: object) -> int:
+    return int(str(name).rpartition(" ")[2])
+
+
+def plot_masks(drawn: Mapping[str, Tensor], axes: Sequence[Axes]) -> None:
+    """Draw each mask (T, T), visible pairs dark, one axes each."""
+    for axis, (name, mask) in zip(axes, drawn.items(), strict=True):
+        axis.imshow(mask.double(), cmap="Greys", vmin=-0.3, vmax=1.6)
+        axis.set_title(name, fontsize="small")
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+
+
+def plot_residuals(table: pd.DataFrame, axis: Axes) -> None:
+    """Draw the median residual over depth, one line a mask, down to a millionth; table: mask, layer, residual."""
+    for mask, group in table.groupby("mask", sort=False):
+        median = group.groupby("layer")["residual"].median().loc[lambda line: line > ROUNDING]
+        style: dict[str, Any] = {"color": COLOURS["baseline"], "linestyle": "--"} if mask == DISCONNECTED else {}
+        axis.plot(median.index, median, label=str(mask), **style)
+    axis.set(yscale="log", ylim=(ROUNDING / 2, 1.5), xlabel="layer", ylabel="residual, relative to the input")
+    label_lines(axis)
+
+
+def plot_kept_rank(table: pd.DataFrame, axis: Axes) -> None:
+    """Draw the share of the stable rank that a disturbance leaves, over the rank; table: as `equilibria` returns it."""
+    for mean, group in table[table["mask"] == "causal"].groupby("scaled_mean"):
+        axis.plot(group["rank"], group["kept_rank"], marker="o", markersize=4, label=f"ξ/λ = {mean:g}")
+    axis.set(xlabel="rank of the equilibrium", ylabel="stable rank that is left, share", ylim=(0, 1.05))
+    label_lines(axis)
+
+
+STACK = "stacks of 16 tokens without LayerNorm, two spectra"
+CLAIMS = (
+    Claim(
+        name="masks-collapse-exponentially",
+        chapter="masks_and_layernorm",
+        provenance="literature",
+        statement="Without LayerNorm the residual decays exponentially for every quasi-strongly connected mask.",
+        rule=(
+            "For each connected mask and spectrum the rate of decay in the last half of the layers is more than half "
+            "of that in the first half, by its 95% t interval over seeds. A power of the depth falls to about a fifth."
+        ),
+        refuted_by="a rate that slows down in some settings and stays in none",
+        tables=("rates",),
+        judge=decays_exponentially,
+        figure="fig-mask-decay",
+        setting=STACK,
+    ),
+    Claim(
+        name="local-masks-collapse-slower",
+        chapter="masks_and_layernorm",
+        provenance="literature",
+        statement="The narrower the window of a causal mask, the slower the collapse.",
+        rule=(
+            "Half way through the stack more of the residual is left with the narrower of two causal masks, in every "
+            "spectrum, by the 95% t interval over seeds of the paired difference of logarithms."
+        ),
+        refuted_by="less left with the narrower window in some pairs, and more in none",
+        tables=("residuals",),
+        judge=local_is_slower,
+        figure="fig-mask-decay",
+        setting=STACK,
+    ),
+    Claim(
+        name="equilibria-of-every-rank",
+        chapter="masks_and_layernorm",
+        provenance="literature",
+        statement="With LayerNorm and a suitable orthogonal W_V there are equilibria of every rank.",
+        rule=(
+            "For each rank from 1 to d - 1 and both masks the tokens built here have that rank, W_V is orthogonal and "
+            "no token moves in a layer, all to a millionth."
+        ),
+        refuted_by="one rank whose tokens move",
+        tables=("equilibria",),
+        judge=every_rank_has_an_equilibrium,
+        figure="fig-kept-rank",
+        setting="attention with W_QK = cI and LayerNorm, d = 16",
+    ),
+    Claim(
+        name="a-large-mean-holds-the-rank",
+        chapter="masks_and_layernorm",
+        provenance="ours",
+        statement="A large mean makes these equilibria stable; with a small one a disturbance collapses the rank.",
+        rule=(
+            "For each rank above 1 and both masks, tokens that start with noise of a ten-thousandth keep more than "
+            "half of their stable rank at the largest mean, and less at the least."
+        ),
+        refuted_by="ranks that the largest mean does not keep, or the least does, and none that follows the rule",
+        tables=("equilibria",),
+        judge=a_large_mean_holds_the_rank,
+        figure="fig-kept-rank",
+        threshold=Threshold("share of the stable rank", HALF, (0.2, 0.35, 0.5, 0.65, 0.8), a_large_mean_holds_the_rank),
+        setting="attention with W_QK = cI and LayerNorm, d = 16",
+    ),
+)
