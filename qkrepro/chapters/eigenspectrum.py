@@ -200,7 +200,15 @@ def plot_chosen_spectra(table: pd.DataFrame, axis: Axes) -> None:
     for row, ((mean, variance), group) in enumerate(table.groupby(["mean", "variance"])):
         colour = COLOURS["concentrated" if variance == table["variance"].min() else "dispersed"]
         axis.plot(group["eigenvalue"], np.full(len(group), row), "|", markersize=12, color=colour)
-        axis.errorbar(mean, row + 0.35, xerr=math.sqrt(variance), fmt="o", markersize=4, capsize=3, color=INK)
+        axis.errorbar(
+            group["mean"].iloc[0],
+            row + 0.35,
+            xerr=group["variance"].iloc[0] ** 0.5,
+            fmt="o",
+            markersize=4,
+            capsize=3,
+            color=INK,
+        )
         labels.append(f"mean {mean:g}\nvariance {variance:g}")
     axis.set(xlabel="eigenvalue", ylim=(-0.5, len(labels) - 0.2))
     axis.set_yticks(range(len(labels)), labels)

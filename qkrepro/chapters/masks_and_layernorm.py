@@ -19,7 +19,7 @@ from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.style import COLOURS, label_lines
 from qkrepro.evidence.verdicts import HALF, ROUNDING, above, settings_verdict, universal_verdict
 from qkrepro.theory.attention import attention_logits, causal_mask, softmax_attention
-from qkrepro.theory.depth import Spectrum, Stack, draw_tokens
+from qkrepro.theory.depth import Spectrum, Stack
 from qkrepro.theory.rank import stable_rank
 from qkrepro.theory.spectrum import random_rotation, random_spectrum_matrix
 from qkrepro.theory.statistics import t_interval
@@ -69,7 +69,7 @@ def residuals(
     rows = []
     for seed in seeds:
         generator = Generator().manual_seed(seed)
-        tokens, drawn = draw_tokens(stack, generator), masks(stack.length, windows, generator)
+        tokens, drawn = stack.draw_input(generator), masks(stack.length, windows, generator)
         size: dict[str, Any] = {"generator": generator, "batch": (stack.layers,)}
         units = random_spectrum_matrix(stack.dim, 0.0, 1.0, **size) / math.sqrt(stack.dim)  # (layers, d, d)
         values = random_rotation(stack.dim, **size)  # (layers, d, d)
