@@ -180,8 +180,12 @@ def error_table(profiles: pd.DataFrame) -> pd.DataFrame:
 def _profile(case: PropagationCase, locations: int, samples: int, generator: Generator) -> pd.DataFrame:
     token = torch.linspace(1, case.length, min(locations, case.length), dtype=torch.float64).round()
     theta, moments = token / case.length, matrix_moments(case.m)
-    size = {"temperature": case.temperature, "length": case.length, "samples": samples}
-    drawn = [simulate_signal_propagation(place, case.m, generator=generator, **size) for place in theta]
+    drawn = [
+        simulate_signal_propagation(
+            place, case.m, temperature=case.temperature, length=case.length, samples=samples, generator=generator
+        )
+        for place in theta
+    ]
     exact = case.rho(theta, length=case.length, method="exact")
     columns = {
         "case": case.name,
