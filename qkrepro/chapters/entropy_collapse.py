@@ -18,11 +18,11 @@ from qkrepro.evidence.style import DISPERSION_LABEL
 from qkrepro.evidence.verdicts import HALF, ROUNDING, above, both, settings_verdict
 from qkrepro.evidence.wording import plain
 from qkrepro.theory.attention import attention_entropy, softmax_attention
-from qkrepro.theory.depth import Spectrum, Stack, TokenLaw, depth_experiment, draw_tokens
+from qkrepro.theory.depth import Spectrum, Stack, depth_experiment
 from qkrepro.theory.entropy import entropy_and_bounds, high_temperature_deficit
 from qkrepro.theory.spectrum import matrix_moments, qk_matrix, random_spectrum_matrix
 from qkrepro.theory.statistics import Interval, intervals, median_interval, t_interval
-from qkrepro.theory.tokens import random_walk
+from qkrepro.theory.tokens import TokenLaw, random_walk
 from qkrepro.theory.xavier import xavier_qk
 
 READS: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def bound_table(trace: float, *, length: int, dim: int, seeds: int) -> pd.DataFr
     for setting, (stack, spectrum, temperature) in settings.items():
         for seed in range(seeds):
             generator = torch.Generator().manual_seed(seed)
-            x = draw_tokens(stack, generator)
+            x = stack.draw_input(generator)
             w = _matrix(spectrum, dim, generator)
             tables.append(entropy_and_bounds(x, w, [temperature]).assign(setting=setting))
     groups = (
@@ -81,7 +81,7 @@ def bound_curves(trace: float, temperatures: Sequence[float], *, length: int, di
     tables = []
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
-        x = draw_tokens(Stack(length=length, dim=dim), generator)
+        x = Stack(length=length, dim=dim).draw_input(generator)
         w = _matrix(Spectrum(trace, 0.01), dim, generator)
         tables.append(entropy_and_bounds(x, w, temperatures).assign(seed=seed))
     names = {

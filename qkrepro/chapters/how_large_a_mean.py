@@ -29,7 +29,7 @@ from qkrepro.theory.depth_limit import ar1_cosines, cosine_residual, depth_limit
 from qkrepro.theory.random_energy import concentrated_row, entropy_limit, mean_entropy
 from qkrepro.theory.rank import rank_residual
 from qkrepro.theory.statistics import t_interval
-from qkrepro.theory.tokens import independent_tokens, random_walk
+from qkrepro.theory.tokens import draw_tokens
 
 CHAPTER = "how_large_a_mean"
 SIMILARITY = 0.3  # ϱ of the tokens at equal angles
@@ -49,13 +49,10 @@ def input_cosines(law: str, length: int) -> Tensor:
     return independent if law == "independent" else independent * (1 - SIMILARITY) + SIMILARITY
 
 
-def draw_tokens(law: str, length: int, dim: int, generator: Generator) -> Tensor:
+def normalised_tokens(law: str, length: int, dim: int, generator: Generator) -> Tensor:
     """Draw one sequence of a law of LAWS, through LayerNorm; float64, (T, d). Raises ArgumentError for another law."""
     check_choice("law", law, LAWS)
-    if law == "random walk":
-        tokens = random_walk(length, dim, batch=1, generator=generator)[0]
-    else:
-        tokens = independent_tokens(length, dim, batch=1, generator=generator)[0]
+    tokens = draw_tokens("random walk" if law == "random walk" else "independent", length, dim, generator=generator)
     if law == "equal angles":
         common = torch.randn(dim, generator=generator, dtype=torch.float64)
         tokens = math.sqrt(1 - SIMILARITY) * tokens + math.sqrt(SIMILARITY) * common
@@ -95,7 +92,7 @@ def measured_curves(
         for law in LAWS:
             for length in lengths:
                 generator = Generator().manual_seed(seed)
-                tokens = draw_tokens(law, length, dim, generator)  # (T, d)
+                tokens = normalised_tokens(law, length, dim, generator)  # (T, d)
                 x, before, kept, entropy = tokens.expand(len(means), -1, -1), rank_residual(tokens), [], []
                 for _ in range(max(depths)):
                     attention = softmax_attention(scaled * (x @ x.mT) / dim, mask=causal_mask(length))  # (S, T, T)

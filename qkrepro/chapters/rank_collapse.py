@@ -18,9 +18,10 @@ from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.verdicts import HALF, above, both, settings_verdict
 from qkrepro.evidence.wording import plain
 from qkrepro.theory.attention import attention_logits, causal_mask, softmax_attention
-from qkrepro.theory.depth import MEASURES, Spectrum, Stack, TokenLaw, depth_experiment, draw_tokens
+from qkrepro.theory.depth import MEASURES, Spectrum, Stack, depth_experiment
 from qkrepro.theory.spectrum import random_spectrum_matrix
 from qkrepro.theory.statistics import median_interval, quartiles
+from qkrepro.theory.tokens import TokenLaw
 
 READS: tuple[str, ...] = ()
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -127,7 +128,7 @@ def token_similarities(trace: float, spread: float, stack: Stack, *, seed: int) 
     under LayerNorm and without a residual connection. Each is (T, T) float64.
     """
     generator, norm = Generator().manual_seed(seed), torch.nn.functional.layer_norm
-    x, mask = draw_tokens(stack, generator), causal_mask(stack.length)
+    x, mask = stack.draw_input(generator), causal_mask(stack.length)
     similarities = [torch.corrcoef(x)]
     for _ in range(stack.layers):
         w = random_spectrum_matrix(stack.dim, trace / stack.dim, spread**2 / stack.dim, generator=generator)

@@ -146,7 +146,7 @@ def antisymmetric_walks(
 def _part_shares(m: Tensor, length: int, draws: int, parts: int, generator: Generator) -> Tensor:
     """Return the share of keys that pass in each part of each of `draws` walks, (draws, parts); the last one asks."""
     walks = random_walk(length, len(m), batch=draws, generator=generator)  # (draws, T, d)
-    logits = (walks @ (m @ walks[:, -1, :, None])).squeeze(-1)  # (draws, T), x_iᵀ M x_T
+    logits = (walks @ (m.mT @ walks[:, -1, :, None])).squeeze(-1)  # (draws, T), x_Tᵀ M x_i
     return (saturation(logits) == 0).double().view(draws, parts, -1).mean(-1)
 
 
@@ -280,7 +280,7 @@ def plot_walk(tokens: Tensor, m: Tensor, axes: Sequence[Axes]) -> None:
 
     tokens: (T, d). m: (d, d), at temperature 1. Blue: the tokens that pass the clipped function.
     """
-    logits = tokens @ m @ tokens[-1]  # (T,)
+    logits = tokens @ m.mT @ tokens[-1]  # (T,)
     logits = logits - logits.mean()
     colours = np.where(saturation(logits) == 0, COLOURS["concentrated"], INK)
     x, y = (tokens @ torch.linalg.svd(tokens - tokens.mean(0), full_matrices=False).Vh[:2].mT).numpy().T  # (T,) each

@@ -25,32 +25,33 @@ from qkrepro.theory.entropy import geometric_entropy, high_temperature_deficit, 
 from qkrepro.theory.propagation import signal_propagation
 from qkrepro.theory.spectrum import matrix_moments
 from qkrepro.theory.statistics import Interval, t_interval, total_variation
-from qkrepro.theory.tokens import ar1_tokens, independent_tokens, random_walk
+from qkrepro.theory.tokens import TokenLaw, draw_tokens, random_walk
 
 READS: tuple[str, ...] = ()
 CLOSE = 0.05  # relative distance up to which a closed form counts as that of the simulation
 TWO_SIDED = 1.96  # standard errors on each side of a mean of many draws, 95%
 BATCH = 2**23  # numbers drawn at once, 64 MB
-TOKEN_LAWS = ("raw walk", "normalised walk", "AR(1)", "independent")
+LAWS: dict[str, TokenLaw] = {
+    "raw walk": "random walk",
+    "normalised walk": "random walk",
+    "AR(1)": "AR(1)",
+    "independent": "independent",
+}
 
 
-def draw_tokens(law: str, length: int, dim: int, *, coefficient: float, batch: int, generator: Generator) -> Tensor:
-    """Tokens of a law of TOKEN_LAWS, float64, (batch, length, dim): variance 1 a coordinate but for the raw walk.
+def scaled_tokens(law: str, length: int, dim: int, *, coefficient: float, batch: int, generator: Generator) -> Tensor:
+    """Draw tokens of a law of LAWS, float64, (batch, length, dim): variance 1 a coordinate but for the raw walk.
 
     "normalised walk" applies LayerNorm without gain and bias; coefficient is that of "AR(1)".
     """
-    check_choice("law", law, TOKEN_LAWS)
-    if law == "AR(1)":
-        return ar1_tokens(length, dim, coefficient=coefficient, batch=batch, generator=generator)
-    if law == "independent":
-        return independent_tokens(length, dim, batch=batch, generator=generator)
-    walk = random_walk(length, dim, batch=batch, generator=generator)
-    return walk if law == "raw walk" else torch.nn.functional.layer_norm(walk, (dim,), eps=0.0)
+    check_choice("law", law, LAWS)
+    tokens = draw_tokens(LAWS[law], length, dim, coefficient=coefficient, batch=batch, generator=generator)
+    return torch.nn.functional.layer_norm(tokens, (dim,), eps=0.0) if law == "normalised walk" else tokens
 
 
 def last_logits(tokens: Tensor, m: Tensor) -> Tensor:
-    """x_iᵀ M x_T of the last token as query: tokens (batch, T, d), m (d, d) -> (batch, T)."""
-    logits: Tensor = torch.einsum("bid,bd->bi", tokens, tokens[:, -1] @ m.double().mT)
+    """x_Tᵀ M x_i of the last token as query: tokens (batch, T, d), m (d, d) -> (batch, T)."""
+    logits: Tensor = torch.einsum("bid,bd->bi", tokens, tokens[:, -1] @ m.double())
     return logits
 
 
@@ -74,8 +75,8 @@ def location_profiles(
     theta, tables = torch.arange(1, length + 1, dtype=torch.float64) / length, []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        for law in TOKEN_LAWS:
-            tokens = draw_tokens(law, length, dim, coefficient=coefficient, batch=draws, generator=generator)
+        for law in LAWS:
+            tokens = scaled_tokens(law, length, dim, coefficient=coefficient, batch=draws, generator=generator)
             for spectrum, m in matrices.items():
                 logits = last_logits(tokens, m)  # (draws, T)
                 spread = float(logits.std(-1).mean())
@@ -194,7 +195,7 @@ def _entropies(
     batch, parts = max(1, BATCH // (length * dim)), {case: [torch.empty(0, dtype=torch.float64)] for case in cases}
     for start in range(0, draws, batch):
         size = min(batch, draws - start)
-        tokens = draw_tokens(law, length, dim, coefficient=0.0, batch=size, generator=generator)
+        tokens = scaled_tokens(law, length, dim, coefficient=0.0, batch=size, generator=generator)
         for case, logits in cases.items():
             parts[case].append(attention_entropy(softmax_attention(logits(tokens))))
     return {case: torch.cat(found) for case, found in parts.items()}

@@ -26,17 +26,19 @@ TWICE = 2.0  # the ratio of concentrations, arm over baseline, from which an arm
 CONCENTRATIONS = {"concentration": "N_W", "walk_concentration": "N_M"}
 
 
-def outcome_of(differences: Sequence[float], better: int, margin: float) -> Outcome:
+def outcome_of(differences: Sequence[float], better: int, margin: float, p_value: float | None = None) -> Outcome:
     """Return the plan's word for paired differences, (seeds,), arm minus baseline.
 
-    better: +1 or −1, the sign that the claim names. margin: of equivalence, in the unit of the differences.
+    better: +1 or −1, the sign that the claim names. margin: of equivalence, in the unit of the differences. p_value:
+    after the correction for several comparisons; None takes that of the paired t test as it is.
     Below three seeds nothing is said: "not run".
     """
     values = better * np.asarray(differences, dtype=np.float64)
     if len(values) < FEWEST_SEEDS:
         return "not run"
     gap = t_interval(values)
-    told, inside = _told_apart(values), max(-gap.low, gap.high) < margin
+    told = _told_apart(values) if p_value is None else p_value < LEVEL
+    inside = max(-gap.low, gap.high) < margin
     if told and gap.estimate > 0:
         return "partly" if inside else "reproduced"
     return "not reproduced" if told or inside else "inconclusive"

@@ -16,7 +16,7 @@ from typing import Any
 
 from qkrepro.publishing.explorer_marks import BEND, MarkGroup, mark_states, neighbour_correlation, plane_marks
 from qkrepro.publishing.explorer_values import LAYERS, LENGTH, SOFTMAXES, VALUES, read_values
-from qkrepro.theory.depth import TOKEN_LAWS, TokenLaw
+from qkrepro.theory.tokens import TOKEN_LAWS, TokenLaw
 
 SCRIPTS = "../_static/explorer"
 DEPTH = 8  # layers of the table, as in the central figure

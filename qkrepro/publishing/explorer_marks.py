@@ -18,7 +18,7 @@ import pandas as pd
 from qkrepro.evidence.numbers import load_numbers
 from qkrepro.evidence.verdicts import HALF
 from qkrepro.publishing.explorer_values import SOFTMAXES
-from qkrepro.theory.depth import TOKEN_LAWS
+from qkrepro.theory.tokens import TOKEN_LAWS
 from qkrepro.theory.xavier import xavier_law
 from qkrepro.training.records import read_records
 

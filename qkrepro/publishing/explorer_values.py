@@ -27,10 +27,11 @@ from qkrepro.errors import ArgumentError
 from qkrepro.evidence.verdicts import HALF
 from qkrepro.files import write_atomically
 from qkrepro.theory.attention import attention_logits, causal_mask, piecewise_linear_attention, softmax_attention
-from qkrepro.theory.depth import LAYER_NORM_EPS, TOKEN_LAWS, Stack, TokenLaw, draw_tokens, layer_entropy
+from qkrepro.theory.depth import LAYER_NORM_EPS, Stack, layer_entropy
 from qkrepro.theory.exact_law import weighted_chi_square_tail
 from qkrepro.theory.rank import rank_residual
 from qkrepro.theory.spectrum import random_spectrum_matrix
+from qkrepro.theory.tokens import TOKEN_LAWS, TokenLaw
 from qkrepro.training.records import environment
 
 VALUES = Path("book", "_static", "explorer", "values.js")  # the committed record, in a checkout
@@ -101,7 +102,7 @@ def course(
     traces, spreads = plane() if cells is None else cells
     stack = Stack(layers=layers, length=LENGTH, dim=DIM, tokens=tokens)
     generator, mask = Generator().manual_seed(seed), causal_mask(LENGTH)
-    x = draw_tokens(stack, generator)
+    x = stack.draw_input(generator)
     first, x = rank_residual(x), x.expand(len(traces), -1, -1)  # (cells, T, d)
     ratios = []
     for _ in range(layers):
@@ -140,7 +141,7 @@ def first_layer(tokens: TokenLaw, seed: int = 0) -> dict[str, Packed]:
     ξ/(λd) + s/(λ√d)·spectrum, (d,). s is the dispersion √(dσ²).
     """
     generator = Generator().manual_seed(seed)
-    x = draw_tokens(Stack(length=LENGTH, dim=DIM, tokens=tokens), generator)
+    x = Stack(length=LENGTH, dim=DIM, tokens=tokens).draw_input(generator)
     unit = random_spectrum_matrix(DIM, 0.0, 1.0, generator=generator)
     like, noise = attention_logits(x, torch.eye(DIM)) / DIM, attention_logits(x, unit) / math.sqrt(DIM)
     spectrum = torch.linalg.eigvalsh(unit)

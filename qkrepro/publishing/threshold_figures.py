@@ -1,13 +1,14 @@
 """How a verdict moves with the number that its rule compares with: one small picture per claim with a threshold."""
 
 import io
+from typing import cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from qkrepro.evidence.claims import Claim, outcome_word
+from qkrepro.evidence.claims import Claim, Outcome, outcome_word
 from qkrepro.evidence.style import use_style
 
 COLOURS = {
@@ -39,7 +40,7 @@ def threshold_figure(claim: Claim, sensitivity: pd.DataFrame) -> Figure:
             share[rows.index],
             color=COLOURS[str(outcome)],
             s=36,
-            label=outcome_word(claim, outcome),
+            label=outcome_word(claim, cast(Outcome, outcome)),
             zorder=2,
         )
     axis.axvline(claim.threshold.value, color="0.4", linestyle="--", linewidth=1, label="where it is judged")

@@ -38,12 +38,12 @@ def causal_mask(length: int) -> Bool[Tensor, "length length"]:
 def attention_logits(
     tokens: Float[Tensor, "*batch T d"], w: Float[Tensor, "*weights d d"]
 ) -> Float64[Tensor, "... T T"]:
-    """Return the logits ω[t, i] = x_iᵀ W x_t of every query t (row) and key i (column).
+    """Return the logits ω[t, i] = x_tᵀ W x_i of every query t (row) and key i (column).
 
     Row T is the setting of the theory.
 
-    tokens: (..., T, d); w: (d, d) or (..., d, d). Returns float64, (..., T, T), unmasked, not divided by λ.
-    With projections q = w_q x, k = w_k x this is W = w_kᵀ w_q, the transpose of `qk_matrix`, of the same spectrum.
+    tokens: (..., T, d); w: W_QK, (d, d) or (..., d, d), as `qk_matrix` returns it.
+    Returns float64, (..., T, T), unmasked, not divided by λ.
     Raises ShapeError when d differs, ArgumentError for non-finite values.
     """
     check_square("w", w)
@@ -51,7 +51,7 @@ def attention_logits(
         raise ShapeError(f"tokens must have shape (..., T, {w.shape[-1]}), got {tuple(tokens.shape)}")
     check_finite("tokens", tokens)
     x = tokens.double()
-    return x @ w.double().mT @ x.mT  # (..., T, T): row t, column i is x_tᵀ Wᵀ x_i
+    return x @ w.double() @ x.mT  # (..., T, T): row t, column i is x_tᵀ W x_i
 
 
 def softmax_attention(

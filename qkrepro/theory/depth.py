@@ -20,13 +20,11 @@ from qkrepro.errors import ArgumentError, check_choice, check_integer, check_num
 from qkrepro.theory.attention import attention_entropy, attention_logits, causal_mask, softmax_attention
 from qkrepro.theory.rank import mean_cosine_similarity, rank_residual, stable_rank
 from qkrepro.theory.spectrum import random_spectrum_matrix
-from qkrepro.theory.tokens import ar1_tokens, independent_tokens, random_walk
+from qkrepro.theory.tokens import TOKEN_LAWS, TokenLaw, draw_tokens
 
 if TYPE_CHECKING:  # shapes in types are for mypy and the tests
     from jaxtyping import Float, Float64
 
-TokenLaw = Literal["random walk", "independent", "AR(1)"]
-TOKEN_LAWS: tuple[TokenLaw, ...] = ("random walk", "independent", "AR(1)")
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "residual": rank_residual,
     "residual_l1_linf": lambda x: rank_residual(x, "l1-linf"),
@@ -79,6 +77,11 @@ class Stack:
         """Entropy of uniform attention, in nats: log T, and log(0.75 T) over the last half of causal queries."""
         return math.log(0.75 * self.length) if self.causal else math.log(self.length)
 
+    def draw_input(self, generator: Generator) -> Float64[Tensor, "T d"]:
+        """Draw one sequence of the stack's token law, float64, through LayerNorm when the input is normalised."""
+        x = draw_tokens(self.tokens, self.length, self.dim, coefficient=self.coefficient, generator=generator)
+        return _layer_norm(x) if self.normalise_input else x
+
 
 def depth_experiment(
     spectra: Sequence[Spectrum],
@@ -123,20 +126,6 @@ def depth_experiment(
     return table
 
 
-def draw_tokens(stack: Stack, generator: Generator) -> Float64[Tensor, "T d"]:
-    """Draw one sequence of the stack's token law.
-
-    It is (T, d) float64, through LayerNorm when the stack normalises its input.
-    """
-    if stack.tokens == "random walk":
-        x = random_walk(stack.length, stack.dim, batch=1, generator=generator)[0]
-    elif stack.tokens == "independent":
-        x = independent_tokens(stack.length, stack.dim, batch=1, generator=generator)[0]
-    else:
-        x = ar1_tokens(stack.length, stack.dim, coefficient=stack.coefficient, batch=1, generator=generator)[0]
-    return _layer_norm(x) if stack.normalise_input else x
-
-
 def layer_entropy(attention: Float[Tensor, "*batch T T"], *, causal: bool = True) -> Float64[Tensor, "*batch"]:
     """Return the mean entropy of the queries, over the last half of them when causal (early ones see few tokens); nats.
 
@@ -152,7 +141,7 @@ def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> 
     It is (S, T, T) float64, one entry per spectrum.
     """
     generator = Generator().manual_seed(seed)
-    x = draw_tokens(stack, generator)
+    x = stack.draw_input(generator)
     return _attention(x.expand(len(spectra), -1, -1), spectra, stack, generator)
 
 
@@ -160,7 +149,7 @@ def _one_seed(
     spectra: Sequence[Spectrum], stack: Stack, seed: int, layers: Collection[int], measures: Sequence[str]
 ) -> pd.DataFrame:
     generator = Generator().manual_seed(seed)
-    tokens = draw_tokens(stack, generator)[None]  # (1, T, d)
+    tokens = stack.draw_input(generator)[None]  # (1, T, d)
     x = tokens.expand(len(spectra), -1, -1)  # (S, T, d), S spectra side by side
     rows = [{"layer": 0, "entropy": math.nan, **_measured(tokens, measures)}]
     for layer in range(1, stack.layers + 1):

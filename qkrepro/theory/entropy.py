@@ -3,10 +3,8 @@
 Entropies are in nats. Source: book, "Entropy and rank" (with proofs); Zhai et al. 2023 (arXiv 2303.06296), which has
 the first of the bounds.
 
-Closed forms for the true softmax when all eigenvalues are equal: on raw walks and on normalised ones.
-
-κ stands for the scaled mean ξ/λ here, the trace of M over the temperature. The expansion at high temperature, for
-every M, is `entropy.high_temperature_deficit`. Source: book, "Theory: entropy and rank" (ours).
+Closed forms for the true softmax when all eigenvalues are equal, on raw walks and on normalised ones, in the scaled
+mean ξ̂ = ξ/λ: the trace of M over the temperature. Source: book, "Theory: entropy and rank" (ours).
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ if TYPE_CHECKING:  # shapes in types are for mypy and the tests
 
 BoundKind = Literal["zhai", "centred", "logits"]
 BOUND_KINDS: tuple[BoundKind, ...] = ("zhai", "centred", "logits")
-SMALL = 1e-2  # |κ| below which the series of log Z − κ (log Z)′ is used; its next term is of order κ³/135
+SMALL = 1e-2  # |ξ̂| below which the series of log Z − ξ̂ (log Z)′ is used; its next term is of order ξ̂³/135
 
 
 def entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Tensor:
@@ -177,48 +175,48 @@ def _checked_bound(sigma: Tensor | float, length: Tensor | int) -> tuple[Tensor,
     return norm.broadcast_to(shape), size.to(norm.device, torch.float64).broadcast_to(shape)
 
 
-def geometric_attention(kappa: float, length: int) -> Float64[Tensor, " length"]:
+def geometric_attention(scaled_mean: float, length: int) -> Float64[Tensor, " length"]:
     """Return the attention of the last token of a raw walk when T ≪ d.
 
-    It is geometric with ratio e^{−κ} from the last token back.
+    It is geometric with ratio e^{−ξ̂} from the last token back.
 
-    kappa: any finite number; length: T >= 2 tokens. Returns float64, (T,), positions 1 … T.
-    Raises ArgumentError for another κ or T. Source: book, "Theory: entropy and rank", geometric attention.
+    scaled_mean: any finite number; length: T >= 2 tokens. Returns float64, (T,), positions 1 … T.
+    Raises ArgumentError for another ξ̂ or T. Source: book, "Theory: entropy and rank", geometric attention.
     """
     check_integer("length", length, at_least=2)
     steps = torch.arange(1 - length, 1, dtype=torch.float64)  # (T,), −j for the j-th token from the end
-    weights: Tensor = torch.softmax(_finite("kappa", kappa) * steps, dim=-1)
+    weights: Tensor = torch.softmax(_finite("scaled_mean", scaled_mean) * steps, dim=-1)
     return weights
 
 
-def geometric_entropy(kappa: Any, length: int) -> Tensor:
+def geometric_entropy(scaled_mean: Any, length: int) -> Tensor:
     """Return the entropy in nats of `geometric_attention`, in closed form.
 
-    It is log Z + κ E[j] of the truncated geometric law.
+    It is log Z + ξ̂ E[j] of the truncated geometric law.
 
-    kappa: > 0, any shape. Returns float64, shaped like kappa. As T → ∞ it stays bounded while log T grows.
+    scaled_mean: > 0, any shape. Returns float64, shaped like scaled_mean. As T → ∞ it stays bounded while log T grows.
     """
     check_integer("length", length, at_least=2)
-    kappa = _finite("kappa", kappa)
-    short, whole = -torch.expm1(-kappa), -torch.expm1(-kappa * length)  # 1 − e^{−κ}, 1 − e^{−κT}
-    mean = (-kappa).exp() / short - length * (-kappa * length).exp() / whole  # E[j], j = 0 at the last token
-    entropy: Tensor = (whole / short).log() + kappa * mean
+    scaled_mean = _finite("scaled_mean", scaled_mean)
+    short, whole = -torch.expm1(-scaled_mean), -torch.expm1(-scaled_mean * length)  # 1 − e^{−ξ̂}, 1 − e^{−ξ̂T}
+    mean = (-scaled_mean).exp() / short - length * (-scaled_mean * length).exp() / whole  # E[j]
+    entropy: Tensor = (whole / short).log() + scaled_mean * mean
     return entropy
 
 
-def normalised_walk_deficit(kappa: Any) -> Tensor:
+def normalised_walk_deficit(scaled_mean: Any) -> Tensor:
     """Return log T − H of the last token's attention on a walk normalised by LayerNorm, d → ∞ first and T → ∞ after.
 
-    H − log T → log Z − κ (log Z)′ with Z = ∫_0^1 e^{κ√θ} dθ = 2((κ − 1)e^κ + 1)/κ². kappa: any finite number or
-    tensor, of either sign. Returns float64 nats, shaped like kappa. It does not grow with the length.
+    H − log T → log Z − ξ̂ (log Z)′ with Z = ∫_0^1 e^{ξ̂√θ} dθ = 2((ξ̂ − 1)e^ξ̂ + 1)/ξ̂². scaled_mean: any finite number or
+    tensor, of either sign. Returns float64 nats, shaped like scaled_mean. It does not grow with the length.
     """
-    kappa = _finite("kappa", kappa)
-    safe = torch.where(kappa.abs() < SMALL, torch.ones_like(kappa), kappa)
-    tilted = (safe - 1) * safe.exp() + 1  # κ² Z/2, and κ e^κ is its derivative
+    scaled_mean = _finite("scaled_mean", scaled_mean)
+    safe = torch.where(scaled_mean.abs() < SMALL, torch.ones_like(scaled_mean), scaled_mean)
+    tilted = (safe - 1) * safe.exp() + 1  # ξ̂² Z/2, and ξ̂ e^ξ̂ is its derivative
     log_z = (2 * tilted / safe.square()).log()
     slope = safe * safe.exp() / tilted - 2 / safe  # (log Z)′
-    series = kappa.square() / 36 - kappa.pow(3) / 405  # Var √θ = 1/18, third cumulant of √θ is −1/135
-    return torch.where(kappa.abs() < SMALL, series, safe * slope - log_z)
+    series = scaled_mean.square() / 36 - scaled_mean.pow(3) / 405  # Var √θ = 1/18, third cumulant of √θ is −1/135
+    return torch.where(scaled_mean.abs() < SMALL, series, safe * slope - log_z)
 
 
 def _finite(name: str, value: Any) -> Tensor:

@@ -1,11 +1,11 @@
-"""The exact law of Q = g UᵀMU + ZᵀMU (U, Z standard normal): up to a scale, the law of the centred logit XᵀMY.
+"""The exact law of Q = g UᵀMU + UᵀMZ (U, Z standard normal): up to a scale, the law of the centred logit YᵀMX.
 
-Its characteristic function is det(I − 2itg S + t²N)^{−1/2} with S = (M + Mᵀ)/2 and N = MᵀM. Two inversions, the cheaper
+Its characteristic function is det(I − 2itg S + t²N)^{−1/2} with S = (M + Mᵀ)/2 and N = MMᵀ. Two inversions, the cheaper
 one is taken:
 - shared nodes, the trapezoid rule in t. In the eigenbasis of N the determinant at a node t is that of I + t²N times
   that of I − 2itg S_t, S_t = (I + t²N)^{−1/2} S (I + t²N)^{−1/2}, so one eigenvalue pass of size d serves every g;
 - single laws, where the characteristic function decays slowly (rank 1 or 2, a dominating singular value). Q is the sum
-  Σ κ χ²_1 over the 2d eigenvalues κ of [[gS, Mᵀ/2], [M/2, 0]], inverted on a contour through the saddle point that
+  Σ κ χ²_1 over the 2d eigenvalues κ of [[gS, M/2], [Mᵀ/2, 0]], inverted on a contour through the saddle point that
   bends away from the imaginary direction, so that e^{−zx} decays on it (after Rice 1980, doi 10.1137/0901032).
 Source: book, "Theory: signal propagation", the exact law (ours).
 """
@@ -31,14 +31,14 @@ class _Core:
 
     eigen: Tensor  # (k,), eigenvalues of S
     singular: Tensor  # (k,), singular values of M
-    rotated: Tensor | None  # (k, k), M in its right singular basis, where N = diag(singular²); None if M is symmetric
+    rotated: Tensor | None  # (k, k), M in its left singular basis, where N = diag(singular²); None if M is symmetric
 
 
 def interval_probability(m: Tensor, drift: Tensor, spread: float, lower: float, upper: float) -> Tensor:
-    """Return P(lower < drift·UᵀMU + spread·ZᵀMU < upper) for U, Z ~ N(0, I_d) independent, for many drifts at once.
+    """Return P(lower < drift·UᵀMU + spread·UᵀMZ < upper) for U, Z ~ N(0, I_d) independent, for many drifts at once.
 
     m: (d, d), any real square matrix. drift: any shape, finite. spread > 0, lower < upper (infinite is allowed).
-    For (X, Y) ~ N(0, [[α, γ], [γ, β]] ⊗ I_d) the bilinear form XᵀMY has this law at drift γ and spread √(αβ − γ²).
+    For (X, Y) ~ N(0, [[α, γ], [γ, β]] ⊗ I_d) the bilinear form YᵀMX has this law at drift γ and spread √(αβ − γ²).
     Returns float64, shaped like drift, of absolute error below 1e-12 (held in tests/theory/test_exact_law.py).
     Raises ShapeError unless m is square, ArgumentError for non-finite input, spread <= 0 or lower >= upper.
     """
@@ -81,7 +81,7 @@ def weighted_chi_square_tail(weights: Tensor, x: Tensor) -> Tensor:
 def _reduce(m: Tensor) -> _Core:
     """Reduce M to what the law needs.
 
-    Its eigenvalues if it is symmetric; else M in its right singular basis, of its row and column space only.
+    Its eigenvalues if it is symmetric; else M in its left singular basis, of its row and column space only.
     """
     if float((m - m.mT).abs().max()) <= 1e-15 * float(m.abs().max()):
         values = torch.linalg.eigvalsh((m + m.mT) / 2)
@@ -92,7 +92,7 @@ def _reduce(m: Tensor) -> _Core:
     if 2 * rank < len(m):
         basis = torch.linalg.qr(torch.cat([u[:, :rank], vh[:rank].mT], 1)).Q  # (d, 2 rank)
         u, singular, vh = torch.linalg.svd(basis.mT @ m @ basis)
-    rotated = vh @ u * singular  # (k, k)
+    rotated = singular[:, None] * (vh @ u)  # (k, k)
     return _Core(torch.linalg.eigvalsh((rotated + rotated.mT) / 2), singular, rotated)
 
 
@@ -162,12 +162,12 @@ def _by_single_laws(core: _Core, slope: Tensor, edges: Tensor) -> Tensor:
 
 
 def _chi_square_weights(core: _Core, g: float) -> Tensor:
-    """Return the eigenvalues κ of [[gS, Mᵀ/2], [M/2, 0]], (2k,); for symmetric M (μ/2)(g ± √(g² + 1))."""
+    """Return the eigenvalues κ of [[gS, M/2], [Mᵀ/2, 0]], (2k,); for symmetric M (μ/2)(g ± √(g² + 1))."""
     if core.rotated is None:
         root = math.sqrt(g * g + 1)
         return torch.cat([core.eigen * (g + root), core.eigen * (g - root)]) / 2
     drift = g * (core.rotated + core.rotated.mT)
-    block = torch.cat([torch.cat([drift, core.rotated.mT], 1), torch.cat([core.rotated, 0 * drift], 1)])
+    block = torch.cat([torch.cat([drift, core.rotated], 1), torch.cat([core.rotated.mT, 0 * drift], 1)])
     kappa: Tensor = torch.linalg.eigvalsh(block / 2)
     return kappa
 

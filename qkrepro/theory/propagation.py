@@ -1,7 +1,7 @@
 """Signal propagation: the probability ρ_θ that the token at location θ is not saturated by the linearised softmax.
 
 The walk x_t = ε_1 + … + ε_t has increments ε ~ N(0, Σ), the query is the last token, and M = LᵀWL with LLᵀ = Σ. The
-centred logit of token i is γ UᵀMU + √c ZᵀMU with U, Z standard normal, γ = i − (T + 1)/2, c = (T² − 1)/12, and
+centred logit of token i is γ UᵀMU + √c UᵀMZ with U, Z standard normal, γ = i − (T + 1)/2, c = (T² − 1)/12, and
 ρ_i = P(−λ < logit < λ(T − 1)). Source: book, "Theory: signal propagation" (reported of arXiv 2402.02098; derived).
 """
 
@@ -119,7 +119,7 @@ def signal_propagation(
     theta
         Locations in (0, 1], any shape.
     w
-        Query-key matrix, (d, d), any floating dtype.
+        Query-key matrix W_QK as `qk_matrix` returns it, (d, d), any floating dtype.
     temperature
         λ > 0, which divides the logits.
     length
@@ -207,14 +207,14 @@ def _count_hits(
 ) -> Tensor:
     """Return how many of `samples` draws of (X, Y) leave token i unsaturated; (n,), every location on the same draws.
 
-    Y = √T U and X = (γ/T)Y + √(c/T)Z, so XᵀMY = γ UᵀMU + √c ZᵀMU.
+    Y = √T U and X = (γ/T)Y + √(c/T)Z, so YᵀMX = γ UᵀMU + √c UᵀMZ.
     """
     hits = torch.zeros(len(gamma), dtype=torch.float64)
     chunk = max(1, min(2**22 // len(m), 2**23 // len(gamma)))  # rows at once, bounds the memory
     for first in range(0, samples, chunk):
         rows = min(chunk, samples - first)
         u, z = torch.randn(2, rows, len(m), generator=generator, dtype=torch.float64)  # (rows, d) each
-        mapped = u @ m.mT  # (rows, d), MU
+        mapped = u @ m  # (rows, d), MᵀU
         logit = gamma[:, None] * (u * mapped).sum(-1) + root * (z * mapped).sum(-1)  # (n, rows)
         hits += ((logit > limits[0]) & (logit < limits[1])).sum(-1)
     return hits

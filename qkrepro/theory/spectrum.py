@@ -46,10 +46,10 @@ class SpectrumMoments:
 def qk_matrix(
     w_q: Float[Tensor, "*batch d_head d_model"], w_k: Float[Tensor, "*batch d_head d_model"]
 ) -> Float64[Tensor, "*batch d_model d_model"]:
-    """Return W_QK = w_qᵀ w_k itself, for looking at: nothing else in this module needs it.
+    """Return W_QK = w_qᵀ w_k itself, with which the logit of query t and key i is x_tᵀ W_QK x_i.
 
     w_q, w_k: (..., d_head, d_model), the weights of the query and key projections (q = w_q x, k = w_k x).
-    Returns float64, (..., d_model, d_model), of rank at most d_head. The logit of query t and key i is x_tᵀ W_QK x_i.
+    Returns float64, (..., d_model, d_model), of rank at most d_head.
     Raises ShapeError when the two shapes differ or d_head > d_model, ArgumentError for non-finite weights.
     """
     check_qk_shapes(w_q, w_k)

@@ -6,16 +6,61 @@ Source: book, "The setting"; theory, random-walk tokens (reported of arXiv 2402.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from qkrepro.errors import ArgumentError, check_integer, check_number
+from qkrepro.errors import ArgumentError, check_choice, check_integer, check_number
 from qkrepro.theory.spectrum import covariance_root
 
 if TYPE_CHECKING:  # shapes in types are for mypy and the tests
     from jaxtyping import Float, Float64
+
+TokenLaw = Literal["random walk", "independent", "AR(1)"]
+TOKEN_LAWS: tuple[TokenLaw, ...] = ("random walk", "independent", "AR(1)")
+
+
+def draw_tokens(
+    law: TokenLaw,
+    length: int,
+    dim: int,
+    *,
+    coefficient: float = 0.95,
+    batch: int | tuple[int, ...] = (),
+    generator: Generator,
+) -> Float64[Tensor, "*batch length dim"]:
+    """Draw sequences of a law of TOKEN_LAWS with the identity as covariance.
+
+    Parameters
+    ----------
+    law
+        One of TOKEN_LAWS.
+    length, dim
+        Tokens of a sequence, T >= 2, and their dimension d >= 1.
+    coefficient
+        φ of "AR(1)", in (−1, 1); the other laws have none.
+    batch
+        Leading shape; by default one sequence, (length, dim).
+    generator
+        Source of the draws.
+
+    Returns
+    -------
+    Tensor
+        Tokens, float64, (*batch, length, dim), as `random_walk`, `independent_tokens` or `ar1_tokens` draws them.
+
+    Raises
+    ------
+    ArgumentError
+        An unknown law, or a value out of range.
+    """
+    check_choice("law", law, TOKEN_LAWS)
+    if law == "random walk":
+        return random_walk(length, dim, batch=batch, generator=generator)
+    if law == "independent":
+        return independent_tokens(length, dim, batch=batch, generator=generator)
+    return ar1_tokens(length, dim, coefficient=coefficient, batch=batch, generator=generator)
 
 
 def random_walk(

@@ -1,6 +1,6 @@
 """What gradient flow of LocAteR's penalty does: a conserved matrix, strict saddles, and where it ends.
 
-Ω(W_q, W_k) = ‖W‖_F² + (tr W − τ)² with W = W_kᵀ W_q; projections are (d_head, d_model), everything is float64.
+Ω(W_q, W_k) = ‖W‖_F² + (tr W − τ)² with W = W_qᵀ W_k; projections are (d_head, d_model), everything is float64.
 Source: book, "Theory: LocAteR" (ours; the conserved matrix is in Du, Hu and Lee 2018, arXiv 1806.00900).
 """
 

@@ -14,12 +14,12 @@ from qkrepro.chapters.how_large_a_mean import (
     SIMILARITY,
     compared_ends,
     dispersion_raises_entropy,
-    draw_tokens,
     ends_predicted,
     entropy_over_dispersion,
     entropy_over_spread,
     input_cosines,
     measured_curves,
+    normalised_tokens,
     plot_cosines,
     plot_curves,
     plot_entropy,
@@ -174,7 +174,7 @@ def test_width_table_pairs_the_seeds():
 
 @pytest.mark.parametrize("law", LAWS)
 def test_drawn_tokens_have_the_cosines_of_their_law(law):
-    tokens = draw_tokens(law, 12, 20_000, torch.Generator().manual_seed(0))
+    tokens = normalised_tokens(law, 12, 20_000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(tokens @ tokens.T / 20_000, input_cosines(law, 12), atol=0.04, rtol=0)
     assert float(input_cosines("equal angles", 5)[0, 1]) == pytest.approx(SIMILARITY)
 

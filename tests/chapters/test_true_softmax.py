@@ -12,9 +12,9 @@ from qkrepro.chapters.true_softmax import (
     agreement_table,
     closed_form_table,
     cumulative_profiles,
-    draw_tokens,
     late_mass,
     location_profiles,
+    scaled_tokens,
     trusted_from,
 )
 from qkrepro.errors import ArgumentError
@@ -83,7 +83,7 @@ def profiles(**changes):
 def test_location_profiles_are_shares_and_means_over_the_same_draws():
     table = profiles(seeds=[7])
     g = generator(7)
-    tokens = draw_tokens("raw walk", 12, 5, coefficient=0.9, batch=30, generator=g)
+    tokens = scaled_tokens("raw walk", 12, 5, coefficient=0.9, batch=30, generator=g)
     logits = torch.stack([x @ x[-1] / 2 for x in tokens])
     rows = table[(table["tokens"] == "raw walk") & (table["temperature"] == 8.0)]
     free = (saturation(logits, 8.0) == 0).double().mean(0)
@@ -145,4 +145,4 @@ def test_closed_forms_lie_within_four_standard_errors_or_two_percent_of_simulati
 
 def test_unknown_token_law_is_named():
     with pytest.raises(ArgumentError, match="law must be one of raw walk"):
-        draw_tokens("walk", 4, 3, coefficient=0.5, batch=1, generator=generator())
+        scaled_tokens("walk", 4, 3, coefficient=0.5, batch=1, generator=generator())

@@ -15,9 +15,10 @@ from checkout_copy import ROOT, Copy
 from qkrepro.publishing.explorer_marks import cell_states
 from qkrepro.publishing.explorer_values import VALUES, law_spectrum, read_values
 from qkrepro.theory.attention import attention_logits, causal_mask, piecewise_linear_attention
-from qkrepro.theory.depth import TOKEN_LAWS, Spectrum, Stack, draw_tokens, first_attention, layer_entropy
+from qkrepro.theory.depth import Spectrum, Stack, first_attention, layer_entropy
 from qkrepro.theory.propagation import signal_propagation
 from qkrepro.theory.spectrum import random_spectrum_matrix
+from qkrepro.theory.tokens import TOKEN_LAWS
 
 VIEWS = [(width, scheme) for width in (400, 1400) for scheme in ("light", "dark")]
 LOOK = """() => ({
@@ -153,7 +154,7 @@ def test_the_plane_computes_attention_and_eigenvalues_as_the_package_does(addres
             assert abs(sum(seen[2]) - mean) < 0.01
     clipped = page.evaluate("[...explorer.laws.attention('random walk', 'linearised', 7.3, 1.9).weights]")
     generator = torch.Generator().manual_seed(0)
-    x = draw_tokens(Stack(), generator)
+    x = Stack().draw_input(generator)
     w = 7.3 / 64 * torch.eye(64) + 1.9 / 8 * random_spectrum_matrix(64, 0.0, 1.0, generator=generator)
     expected = piecewise_linear_attention(attention_logits(x, w), mask=causal_mask(64))
     torch.testing.assert_close(torch.tensor(clipped, dtype=torch.float64).view(64, 64), expected, atol=0.002, rtol=0)

@@ -39,20 +39,12 @@ from qkrepro.publishing.explorer_values import (
     write_values,
 )
 from qkrepro.theory.attention import causal_mask, piecewise_linear_attention
-from qkrepro.theory.depth import (
-    TOKEN_LAWS,
-    Spectrum,
-    Stack,
-    depth_experiment,
-    draw_tokens,
-    first_attention,
-    layer_entropy,
-)
+from qkrepro.theory.depth import Spectrum, Stack, depth_experiment, first_attention, layer_entropy
 from qkrepro.theory.exact_law import interval_probability
 from qkrepro.theory.rank import rank_residual
 from qkrepro.theory.spectrum import matrix_moments, random_spectrum_matrix
 from qkrepro.theory.statistics import t_interval
-from qkrepro.theory.tokens import independent_tokens
+from qkrepro.theory.tokens import TOKEN_LAWS, independent_tokens
 from qkrepro.theory.xavier import xavier_qk
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +111,7 @@ def test_recorded_courses_of_the_linearised_softmax_follow_from_its_definition(v
     ratios = []
     for seed in range(SEEDS):
         generator, mask = Generator().manual_seed(seed), causal_mask(64)
-        x = draw_tokens(Stack(tokens=tokens), generator)
+        x = Stack(tokens=tokens).draw_input(generator)
         first, rows = rank_residual(x), []
         for _ in range(8):
             w = mean / 64 * torch.eye(64) + spread / 8 * random_spectrum_matrix(64, 0.0, 1.0, generator=generator)
@@ -137,9 +129,8 @@ def test_rounding_noise_in_the_tokens_is_far_below_a_step_of_the_record(monkeypa
     cells = tuple(torch.tensor(part, dtype=torch.float64)[:, None, None] for part in zip(*SAMPLE, strict=True))
     clean = course("independent", "true", 0, cells)
     noise = 1 + 1e-12 * torch.randn(64, 64, generator=Generator().manual_seed(9), dtype=torch.float64)
-    monkeypatch.setattr(
-        "qkrepro.publishing.explorer_values.draw_tokens", lambda stack, generator: draw_tokens(stack, generator) * noise
-    )
+    draw_input = Stack.draw_input
+    monkeypatch.setattr(Stack, "draw_input", lambda stack, generator: draw_input(stack, generator) * noise)
     assert float((course("independent", "true", 0, cells) - clean).abs().max()) < STEP / 1000
 
 

@@ -18,6 +18,7 @@ from qkrepro.theory.attention import (
     softmax_attention,
     softmax_gradient_mass,
 )
+from qkrepro.theory.spectrum import qk_matrix
 
 ATTENTIONS = [softmax_attention, piecewise_linear_attention, saturation]
 
@@ -89,13 +90,16 @@ def test_rows_of_the_linearisation_sum_to_one_until_something_is_clipped():
     assert float(piecewise_linear_attention(large).sum()) > 1.5
 
 
-def test_logits_are_the_bilinear_form_of_key_and_query():
+def test_logits_are_the_bilinear_form_of_query_and_key():
     x, w = gaussian(2, 5, 3, seed=6), gaussian(3, 3, seed=7)
     logits = attention_logits(x, w)
-    assert float(logits[1, 4, 2]) == pytest.approx(float(x[1, 2] @ w @ x[1, 4]), rel=1e-13)
-    w_q, w_k = gaussian(2, 3, seed=8), gaussian(2, 3, seed=9)
-    projected = (x @ w_q.mT) @ (x @ w_k.mT).mT  # query · key as a layer computes it
-    torch.testing.assert_close(attention_logits(x, w_k.mT @ w_q), projected)
+    assert float(logits[1, 4, 2]) == pytest.approx(float(x[1, 4] @ w @ x[1, 2]), rel=1e-13)
+
+
+def test_logits_of_the_qk_matrix_are_the_products_of_queries_and_keys():
+    x, w_q, w_k = gaussian(2, 5, 3, seed=6), gaussian(2, 3, seed=8), gaussian(2, 3, seed=9)
+    queries, keys = x @ w_q.mT, x @ w_k.mT  # as a layer computes them
+    torch.testing.assert_close(attention_logits(x, qk_matrix(w_q, w_k)), queries @ keys.mT)
 
 
 @settings(deadline=None, max_examples=40)

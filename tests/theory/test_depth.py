@@ -9,7 +9,7 @@ from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from qkrepro.errors import ArgumentError
 from qkrepro.theory.attention import attention_logits, causal_mask, softmax_attention
-from qkrepro.theory.depth import Spectrum, Stack, depth_experiment, draw_tokens, first_attention, layer_entropy
+from qkrepro.theory.depth import Spectrum, Stack, depth_experiment, first_attention, layer_entropy
 from qkrepro.theory.spectrum import random_spectrum_matrix
 
 CONCENTRATED, DISPERSED = Spectrum(16, 0.01), Spectrum(16, 16)
@@ -80,11 +80,11 @@ def test_stack_equals_the_same_layers_in_pytorch(causal, residual, norm):
     stack = Stack(layers=2, length=10, dim=6, **options)
     table = depth_experiment([Spectrum(3, 2)], stack, seeds=[5])
     generator = Generator().manual_seed(5)
-    x = draw_tokens(stack, generator)
+    x = stack.draw_input(generator)
     for _ in range(2):
         w = random_spectrum_matrix(6, 0.5, 4 / 6, generator=generator)
         w_v = torch.randn(6, 6, generator=generator, dtype=torch.float64) / 6**0.5
-        query, key, value = (y[None, None] for y in (x @ w.mT, x, x @ w_v))
+        query, key, value = (y[None, None] for y in (x @ w, x, x @ w_v))
         out = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=1 / 1.7)[0, 0]
         x = x + out if residual else out
         x = layer_norm(x, (6,)) if norm else x
@@ -135,7 +135,7 @@ def test_first_attention_is_that_of_the_experiment():
 
 def test_identity_values_draw_every_token_to_the_first_at_least_as_fast_as_the_smallest_weight_on_it():
     stack = Stack(layers=30, length=10, dim=4, values="identity", layer_norm=False)
-    x = draw_tokens(stack, Generator().manual_seed(2))
+    x = stack.draw_input(Generator().manual_seed(2))
     start, bound = (x - x[0]).norm(dim=-1).max(), 1.0
     for layer in range(30):
         w = random_spectrum_matrix(4, 1.0, 2.0, generator=Generator().manual_seed(layer))
@@ -150,14 +150,14 @@ def test_tokens_follow_the_law_asked_for():
     stacks = {law: Stack(tokens=law, length=40, normalise_input=False) for law in ("random walk", "independent")}
     growth = {}
     for law, stack in stacks.items():
-        x = torch.stack([draw_tokens(stack, Generator().manual_seed(seed)) for seed in range(50)])
+        x = torch.stack([stack.draw_input(Generator().manual_seed(seed)) for seed in range(50)])
         growth[law] = float(x[:, -1].square().mean() / x[:, 0].square().mean())
     assert growth["random walk"] == pytest.approx(40, rel=0.15)
     assert growth["independent"] == pytest.approx(1, rel=0.15)
 
 
 def test_input_goes_through_layer_norm_unless_raw_tokens_are_asked_for():
-    normalised = draw_tokens(Stack(), Generator().manual_seed(0))
+    normalised = Stack().draw_input(Generator().manual_seed(0))
     assert normalised.mean(-1).numpy() == pytest.approx(0, abs=1e-12)
     assert normalised.norm(dim=-1).numpy() == pytest.approx(8, rel=1e-3)
 

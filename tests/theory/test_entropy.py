@@ -92,7 +92,7 @@ def test_every_kind_is_attained_by_orthogonal_tokens_and_a_matrix_of_rank_one(ki
     unit[:length] = extremal_logits(1.0, length)
     query = torch.zeros(9, dtype=torch.float64)
     query[length - 1] = 1.0
-    w = 2.0 * unit[:, None] * query[None, :]  # logits of the last query: 2 · 1.3² times the extremal direction
+    w = 2.0 * query[:, None] * unit[None, :]  # logits of the last query: 2 · 1.3² times the extremal direction
     measured = attention_entropy(softmax_attention(attention_logits(x, w)[-1], 1.5))
     assert float(causal_entropy_bounds(x, w, 1.5, kind=kind)[-1]) == pytest.approx(float(measured), rel=1e-9)
 

@@ -17,7 +17,7 @@ from qkrepro.theory.propagation import (
     simulate_signal_propagation,
     whiten,
 )
-from qkrepro.theory.spectrum import random_spectrum_matrix
+from qkrepro.theory.spectrum import qk_matrix, random_spectrum_matrix
 from qkrepro.theory.tokens import random_walk
 
 GRID = (torch.arange(1001, dtype=torch.float64) + 0.5) / 1001
@@ -37,9 +37,9 @@ def covariance(dim, seed):
 
 
 def walk_logits(w, length, walks, seed, cov=None):
-    """Logits x_iᵀ W x_T of the last token of simulated walks, (walks, length)."""
+    """Logits x_Tᵀ W x_i of the last token of simulated walks, (walks, length)."""
     x = random_walk(length, len(w), cov=cov, batch=walks, generator=generator(seed))
-    return (x @ w * x[:, -1:]).sum(-1)
+    return (x @ w.mT * x[:, -1:]).sum(-1)
 
 
 @pytest.mark.parametrize("length", [2, 5, 40])
@@ -86,6 +86,23 @@ def test_exact_law_matches_walks_through_the_clipped_function(case, length):
     rho = signal_propagation(locations(length), w, temperature=temperature, length=length, method="exact")
     error = (rho * (1 - rho) / walks).sqrt().clamp(min=1 / walks)
     assert float(((share - rho) / error).abs().max()) < 4.5
+
+
+def test_exact_law_of_the_qk_matrix_matches_attention_computed_from_queries_and_keys():
+    length, walks, cov = 12, 30_000, covariance(5, 6)
+    w_q, w_k = torch.randn(2, 3, 5, generator=generator(7), dtype=torch.float64)
+    x = random_walk(length, 5, cov=cov, batch=walks, generator=generator(8))
+    query, keys = x[:, -1] @ w_q.mT, x @ w_k.mT  # (walks, d_head), (walks, length, d_head)
+    weights = piecewise_linear_attention((keys @ query[:, :, None])[..., 0], 2.0)
+    share = ((weights > 0) & (weights < 1)).double().mean(0)
+    arguments = {"temperature": 2.0, "length": length, "cov": cov}
+    rho = signal_propagation(locations(length), qk_matrix(w_q, w_k), **arguments, method="exact")
+    drawn = simulate_signal_propagation(
+        locations(length), qk_matrix(w_q, w_k), **arguments, samples=walks, generator=generator(9)
+    )
+    error = (rho * (1 - rho) / walks).sqrt()
+    assert float(((share - rho) / error).abs().max()) < 4
+    assert float(((drawn.rho - rho) / error).abs().max()) < 4
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -88,33 +88,35 @@ def test_prop_concentration_entropy_has_its_least_cost_at_a_multiple_of_a_projec
     assert cost(xi / rank * projection(rng, dim, rank)) == pytest.approx(3 * xi**2 / rank)
 
 
-@pytest.mark.parametrize("kappa", [0.3, 1.0, 4.0])
-def test_prop_geometric_attention_of_a_concentrated_spectrum_on_a_raw_walk(kappa):
+@pytest.mark.parametrize("xi", [0.3, 1.0, 4.0])
+def test_prop_geometric_attention_of_a_concentrated_spectrum_on_a_raw_walk(xi):
     length, dim = 8, 400_000
     x = walks(np.random.default_rng(1), 1, length, dim)[0]
-    weights = softmax(kappa / dim * x @ x[-1])
+    weights = softmax(xi / dim * x @ x[-1])
     j = np.arange(length)[::-1]
     np.testing.assert_allclose(
-        weights, (1 - math.exp(-kappa)) * np.exp(-kappa * j) / (1 - math.exp(-kappa * length)), atol=0.01
+        weights,
+        (1 - math.exp(-xi)) * np.exp(-xi * j) / (1 - math.exp(-xi * length)),
+        atol=0.01,
     )
-    q, q_t = math.exp(-kappa), math.exp(-kappa * length)
-    value = math.log((1 - q_t) / (1 - q)) + kappa * (q / (1 - q) - length * q_t / (1 - q_t))
+    q, q_t = math.exp(-xi), math.exp(-xi * length)
+    value = math.log((1 - q_t) / (1 - q)) + xi * (q / (1 - q) - length * q_t / (1 - q_t))
     assert entropy(weights) == pytest.approx(value, abs=0.02)
 
 
-@pytest.mark.parametrize("kappa", [-6.0, -1.0, 0.5, 4.0])
-def test_prop_layernorm_keeps_the_entropy_within_a_constant_of_uniform(kappa):
+@pytest.mark.parametrize("xi", [-6.0, -1.0, 0.5, 4.0])
+def test_prop_layernorm_keeps_the_entropy_within_a_constant_of_uniform(xi):
     length, dim = 64, 100_000
     x = walks(np.random.default_rng(2), 1, length, dim)[0]
     x -= x.mean(1, keepdims=True)
     x *= math.sqrt(dim) / norm(x, axis=1, keepdims=True)
     theta = np.arange(1, length + 1) / length
-    np.testing.assert_allclose(softmax(kappa / dim * x @ x[-1]), softmax(kappa * np.sqrt(theta)), rtol=0.03)
-    z = 2 * ((kappa - 1) * math.exp(kappa) + 1) / kappa**2
-    assert z == pytest.approx(integrate.quad(lambda t: math.exp(kappa * math.sqrt(t)), 0, 1)[0])
-    slope = integrate.quad(lambda t: math.sqrt(t) * math.exp(kappa * math.sqrt(t)), 0, 1)[0] / z
-    long = entropy(softmax(kappa * np.sqrt(np.arange(1, 10**6 + 1) / 10**6))) - math.log(10**6)
-    assert long == pytest.approx(math.log(z) - kappa * slope, abs=1e-4)
+    np.testing.assert_allclose(softmax(xi / dim * x @ x[-1]), softmax(xi * np.sqrt(theta)), rtol=0.03)
+    z = 2 * ((xi - 1) * math.exp(xi) + 1) / xi**2
+    assert z == pytest.approx(integrate.quad(lambda t: math.exp(xi * math.sqrt(t)), 0, 1)[0])
+    slope = integrate.quad(lambda t: math.sqrt(t) * math.exp(xi * math.sqrt(t)), 0, 1)[0] / z
+    long = entropy(softmax(xi * np.sqrt(np.arange(1, 10**6 + 1) / 10**6))) - math.log(10**6)
+    assert long == pytest.approx(math.log(z) - xi * slope, abs=1e-4)
 
 
 @pytest.mark.parametrize(("length", "size"), [(2, 1.0), (3, 0.5), (5, 3.0), (6, 9.0)])
@@ -140,7 +142,7 @@ def test_lem_worst_logits_are_found_by_a_search_over_the_sphere(length, size):
 def test_prop_entropy_bound_is_never_violated_and_the_centred_one_is_sharper(length, dim, scale, seed):
     rng = np.random.default_rng(seed)
     x, w = scale * rng.standard_normal((length, dim)), rng.standard_normal((dim, dim))
-    found = entropy(softmax(x @ w @ x[-1]))
+    found = entropy(softmax(x @ w.T @ x[-1]))
     published = norm(w, 2) * norm(x @ x.T, 2)
     centred = norm(w, 2) * norm(x - x.mean(0), 2) * norm(x[-1])
     assert centred <= published * (1 + 1e-12)
@@ -153,12 +155,12 @@ def test_prop_entropy_bound_is_attained_with_orthogonal_tokens_and_without():
     up = np.r_[1.0, np.zeros(3)] - 1 / 4
     in_a_plane = np.array([[0.5**0.5, 0], [0.5**0.5, 0], [0, 1]])  # 3 tokens in 2 dimensions, two of them equal
     cases = [
-        (orthogonal, 0.4 * np.outer(orthogonal.T @ up, orthogonal[2]), orthogonal[2]),
-        (in_a_plane, np.outer([-(2**0.5), 2], [0, 1]), in_a_plane[2]),
+        (orthogonal, 0.4 * np.outer(orthogonal[2], orthogonal.T @ up), orthogonal[2]),
+        (in_a_plane, np.outer([0, 1], [-(2**0.5), 2]), in_a_plane[2]),
     ]
     for x, w, query in cases:
         size = norm(w, 2) * norm(x @ x.T, 2)
-        assert entropy(softmax(x @ w @ query)) == pytest.approx(least_entropy(size, len(x)), rel=1e-9)
+        assert entropy(softmax(x @ w.T @ query)) == pytest.approx(least_entropy(size, len(x)), rel=1e-9)
 
 
 @given(dim=st.integers(1, 7), rank=st.integers(1, 7), seed=seeds)
@@ -253,7 +255,7 @@ def test_prop_entropy_gradient_is_at_most_the_entropy(length, scale, seed):
 
 def omega(w_q, w_k, tau=1.0):
     """The regulariser as the page defines it, on the full matrix."""
-    w = w_k.mT @ w_q
+    w = w_q.mT @ w_k
     return w.square().sum() + (w.diagonal().sum() - tau) ** 2
 
 
@@ -286,7 +288,7 @@ def test_prop_locater_minimiser_is_found_from_every_start(rank, dim, tau):
 
         found = optimize.minimize(value, parts.flatten().numpy(), jac=True, method="BFGS", options={"gtol": 1e-10})
         w_q, w_k = torch.tensor(found.x).view_as(parts)
-        w = (w_k.mT @ w_q).numpy()
+        w = (w_q.mT @ w_k).numpy()
         assert found.fun == pytest.approx(tau**2 / (rank + 1), abs=1e-9)
         assert np.trace(w) == pytest.approx(tau * rank / (rank + 1), abs=1e-5)
         np.testing.assert_allclose(w @ w * (rank + 1) / tau, w, atol=1e-4)  # a multiple of a projection

@@ -29,7 +29,7 @@ def walks(rng, samples, length, dim):
 
 
 def walk_logits(x, m):
-    return np.einsum("nti,ij,nj->nt", x, m, x[:, -1])  # (samples, T)
+    return np.einsum("nti,ji,nj->nt", x, m, x[:, -1])  # (samples, T)
 
 
 def centred(logits):
@@ -113,13 +113,13 @@ def test_prop_gradient_reaches_w_only_through_unsaturated_weights_and_the_common
     generator = torch.Generator().manual_seed(3)
     x, w, g = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((9, 4), (4, 4), (9,)))
     w.requires_grad_()
-    logits = x @ w @ x[-1]
+    logits = x @ w.mT @ x[-1]
     (piecewise_linear_attention(logits) * g).sum().backward()
     offset = (logits - logits.mean()).detach()
     free = (offset > -1) & (offset < 8)
     assert 0 < int(free.sum()) < 9
     coefficient = (g * free - (g * free).sum() / 9) / 9
-    torch.testing.assert_close(w.grad, torch.einsum("t,ti,j->ij", coefficient, x, x[-1]))
+    torch.testing.assert_close(w.grad, torch.einsum("t,ti,j->ji", coefficient, x, x[-1]))
 
 
 @pytest.mark.parametrize("length", [2, 3, 7, 30])
@@ -151,8 +151,8 @@ def test_prop_transposition_and_mirror_leave_the_law_of_the_logits():
     torch.testing.assert_close(rho, transposed, atol=1e-10, rtol=0)
     torch.testing.assert_close(rho, mirrored, atol=1e-10, rtol=0)
     y, other = rng.standard_normal((2, 200_000, 4))
-    q, v = np.einsum("ni,ij,nj->n", y, m, y), ((y @ m.T) ** 2).sum(1)
-    q_t, v_t = np.einsum("ni,ij,nj->n", other, m.T, other), ((other @ m) ** 2).sum(1)
+    q, v = np.einsum("ni,ij,nj->n", y, m, y), ((y @ m) ** 2).sum(1)
+    q_t, v_t = np.einsum("ni,ij,nj->n", other, m.T, other), ((other @ m.T) ** 2).sum(1)
     for statistic in (lambda q, v: np.exp(-v) * np.cos(q), lambda q, v: np.exp(-0.2 * v) * np.sin(q)):
         first, second = statistic(q, v), statistic(q_t, v_t)
         assert abs(first.mean() - second.mean()) < 4.5 * np.hypot(first.std(), second.std()) / np.sqrt(200_000)
@@ -202,7 +202,7 @@ def test_prop_limit_is_approached_by_the_finite_form():
 
 def _characteristic(t, m, i, length):
     gamma, d, _ = position(i, length)
-    q = np.eye(len(m)) - 1j * t * gamma * (m + m.T) + t**2 * d * m.T @ m
+    q = np.eye(len(m)) - 1j * t * gamma * (m + m.T) + t**2 * d * m @ m.T
     return np.prod(eigvals(q) ** -0.5)
 
 
@@ -233,11 +233,11 @@ def test_prop_inversion_gives_the_share_of_simulated_walks_and_its_tail_is_bound
     m, length, i = rng.standard_normal((3, 3)) / 3, 6, 5
     t = np.linspace(1e-9, 150, 150_001)
     gamma, d, _ = position(i, length)
-    q = np.eye(3) - t[:, None, None] * 1j * gamma * (m + m.T) + t[:, None, None] ** 2 * d * (m.T @ m)
+    q = np.eye(3) - t[:, None, None] * 1j * gamma * (m + m.T) + t[:, None, None] ** 2 * d * (m @ m.T)
     phi = np.exp(-0.5 * np.log(eigvals(q)).sum(-1))
     integrand = ((np.exp(1j * t) - np.exp(-1j * t * (length - 1))) * phi).imag / t
     assert integrand[0] == pytest.approx(length, rel=1e-6)  # b − a
-    assert (abs(phi) <= det(np.eye(3) + t[:, None, None] ** 2 * d * (m.T @ m)) ** -0.5 * (1 + 1e-9)).all()
+    assert (abs(phi) <= det(np.eye(3) + t[:, None, None] ** 2 * d * (m @ m.T)) ** -0.5 * (1 + 1e-9)).all()
     tail = 2 / (3 * np.pi) / (20 * np.sqrt(d)) ** 3 / abs(det(m))
     late = t > 20
     assert abs(np.trapezoid(integrand[late], t[late])) / np.pi <= tail
@@ -251,7 +251,7 @@ def test_prop_conditional_law_given_the_last_token_is_a_bridge_with_drift():
     steps = rng.standard_normal((60_000, length, 3))
     steps += (last - steps.sum(1))[:, None] / length  # increments given that they sum to the last token
     logits = walk_logits(steps.cumsum(1), m)
-    q, v = last @ m @ last, ((m @ last) ** 2).sum()
+    q, v = last @ m @ last, ((m.T @ last) ** 2).sum()
     for i in (1, 3, 7):
         gamma, d, _ = position(i, length)
         deviation = centred(logits)[:, i - 1] - gamma * q / length
