@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from torch import Generator, Tensor
 
 from qkrepro.errors import ArgumentError, check_integer
@@ -296,20 +295,6 @@ def plot_walk(tokens: Tensor, m: Tensor, axes: Sequence[Axes]) -> None:
     axes[1].set(xlabel="token i", ylabel="logit less the mean / λ", title="Its logits: the late half passes")
 
 
-def plot_strip(rows: Mapping[str, Tensor], words: Sequence[str], axis: Axes) -> None:
-    """Shade each word of a sentence by the probability that a token at its place passes, one line per regime."""
-    rho = np.stack([values.numpy() for values in rows.values()])  # (regimes, words)
-    shade = np.concatenate([np.broadcast_to(to_rgb(COLOURS["concentrated"]), (*rho.shape, 3)), rho[..., None]], axis=-1)
-    axis.imshow(shade, aspect="auto")
-    for (row, column), value in np.ndenumerate(rho):
-        colour, weight = ("white", "bold") if value > 0.5 else (INK, "normal")
-        axis.text(column, row, words[column], ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.set(xticks=[], title="Over a sentence: which words can still learn")
-    axis.grid(False)
-    axis.spines[:].set_visible(False)
-
-
 def plot_profiles(
     cases: Sequence[PropagationCase], profiles: pd.DataFrame, titles: Mapping[str, str], axes: Sequence[Axes]
 ) -> None:
@@ -329,6 +314,21 @@ def plot_profiles(
         axis.set(title=title, ylim=(-0.04, 1.04), xlim=(0, 1.02), xlabel="location θ = i/T", ylabel="ρ")
         axis.label_outer()
     axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
+def plot_parts(walks: pd.DataFrame, axis: Axes) -> None:
+    """Draw the share that passes in each part of the sequence relative to the whole; walks: `antisymmetric_walks`.
+
+    Shaded: within a tenth of the whole. Bars: intervals that hold for all points at once.
+    """
+    axis.axhspan(0.9, 1.1, color=INK, alpha=0.15, linewidth=0)
+    for place, (case, rows) in enumerate(walks.groupby("case", sort=False)):
+        colour = PALETTE[1] if rows["control"].any() else PALETTE[(0, 2, 3)[place % 3]]
+        relative = 1 + rows[["estimate", "low", "high"]].div(rows["level"], axis=0)
+        parts = rows["part"] + 0.12 * (place - 1)
+        draw_intervals(axis, parts, relative, fmt="o-", linewidth=1, color=colour, label=case)
+    axis.set(xlabel="eighth of the sequence", ylabel="share that passes / that of the whole")
+    axis.legend()
 
 
 CLAIMS = (
@@ -405,7 +405,7 @@ CLAIMS = (
         refuted_by="an eighth of a sequence whose whole interval lies beyond the margin",
         tables=("walks",),
         judge=antisymmetric,
-        figure="fig-stress",
+        figure="fig-antisymmetric",
         threshold=Threshold("relative distance of two shares", 0.1, (0.02, 0.05, 0.1, 0.2, 0.5), antisymmetric),
     ),
 )
