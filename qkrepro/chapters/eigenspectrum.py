@@ -197,7 +197,8 @@ def plot_chosen_spectra(table: pd.DataFrame, axis: Axes) -> None:
     table: one row per eigenvalue: mean and variance (as asked for), eigenvalue (real).
     """
     labels = []
-    for row, ((mean, variance), group) in enumerate(table.groupby(["mean", "variance"])):
+    for row, (_, group) in enumerate(table.groupby(["mean", "variance"])):
+        mean, variance = (float(group[name].iloc[0]) for name in ("mean", "variance"))
         colour = COLOURS["concentrated" if variance == table["variance"].min() else "dispersed"]
         axis.plot(group["eigenvalue"], np.full(len(group), row), "|", markersize=12, color=colour)
         axis.errorbar(

@@ -213,7 +213,7 @@ def plot_bound(table: pd.DataFrame, standard: float, axis: Axes) -> None:
     table: temperature, quantity, estimate, low, high (nats). standard: the temperature √d, marked.
     """
     for number, (quantity, line) in enumerate(table.groupby("quantity", sort=False)):
-        colour = ["black", "C2", "C1", "C0"][number % 4]
+        colour = f"C{(number + 3) % 6}"
         axis.plot(line["temperature"], line["estimate"], color=colour, label=quantity, marker="o", markersize=3)
         axis.fill_between(line["temperature"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
     axis.axvline(standard, color="0.4", linestyle=":", linewidth=1)

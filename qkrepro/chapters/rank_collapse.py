@@ -3,25 +3,23 @@
 Source: book, "Rank collapse".
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.image import AxesImage
-from scipy import optimize, sparse
 from torch import Generator, Tensor
 
-from qkrepro.errors import ShapeError, check_number
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.verdicts import HALF, above, both, settings_verdict
 from qkrepro.evidence.wording import plain
+from qkrepro.theory.attention import attention_logits, causal_mask, softmax_attention
 from qkrepro.theory.depth import MEASURES, Spectrum, Stack, depth_experiment
-from qkrepro.theory.rank import Array, checked_tokens, l1_linf_norm, rank_residual
+from qkrepro.theory.spectrum import random_spectrum_matrix
 from qkrepro.theory.statistics import median_interval, quartiles
 from qkrepro.theory.tokens import TokenLaw
 
@@ -47,7 +45,7 @@ def depth_table(
     seeds: Iterable[int],
     measured: Sequence[int],
 ) -> pd.DataFrame:
-    """Residuals over depth for both signs of the trace (and none), both spreads, every architecture and law of tokens.
+    """Return residuals over depth for both signs of the trace and none, both spreads, every architecture and law.
 
     trace: ξ of the positive spectra. small, large: √(dσ²) of the concentrated and the dispersed ones. stack: what all
     stacks share (length, width, coefficient). temperatures: λ; the mean of zero is run at the first
@@ -64,9 +62,7 @@ def depth_table(
             for name, spread in (("concentrated", small), ("dispersed", large))
         ]
     )
-    spectra = [
-        Spectrum(row["mean_scaled"], row["dispersion"]) for _, row in names.iterrows()
-    ]  # attention sees W/λ alone
+    spectra = [Spectrum(mean, spread) for mean, spread in names[["mean_scaled", "dispersion"]].to_numpy()]  # of W/λ
     seed_list, tables = list(seeds), []
     for setting, options in ARCHITECTURES.items():
         for law in LAWS:
@@ -78,7 +74,7 @@ def depth_table(
 
 
 def judged_rows(depth: pd.DataFrame, depths: Sequence[int]) -> pd.DataFrame:
-    """The rows of `depth_table` that the claims read: non-zero means at these depths.
+    """Return the rows of `depth_table` that the claims read: non-zero means at these depths.
 
     Columns setting, tokens, temperature, mean_scaled, spectrum, layers, seed, residual_ratio, first_entropy_ratio.
     """
@@ -90,7 +86,7 @@ def judged_rows(depth: pd.DataFrame, depths: Sequence[int]) -> pd.DataFrame:
 
 
 def prevents_rank_collapse(tables: Tables, bar: float = HALF, *, deep: bool = False) -> Verdict:
-    """Table depth_end (of `judged_rows`): at the smallest number of layers, or at the largest.
+    """Judge table depth_end (of `judged_rows`) at the smallest number of layers, or at the largest.
 
     In a setting (architecture, tokens, mean) the claim holds when the concentrated spectrum keeps more than `bar` of
     the input's residual and more than the dispersed one; medians over seeds with their intervals.
@@ -102,17 +98,17 @@ def prevents_rank_collapse(tables: Tables, bar: float = HALF, *, deep: bool = Fa
         cases[key] = both(kept, above(median_interval(wide["concentrated"] - wide["dispersed"]), 0))
         entropy = group.loc[group["spectrum"] == "concentrated", "first_entropy_ratio"].median()
         alone += bool(cases[key] and entropy < SELF_ONLY)
-    told = f"; in {alone} of those in which it holds a token reads hardly anything but itself (entropy below a tenth)"
-    return _verdict(cases, told if any(cases.values()) else "")
+    note = f"; in {alone} of those in which it holds a token reads hardly anything but itself (entropy below a tenth)"
+    return _verdict(cases, note if any(cases.values()) else "")
 
 
 def prevents_rank_collapse_deep(tables: Tables, bar: float = HALF) -> Verdict:
-    """Table depth_end, as `prevents_rank_collapse`, at the largest number of layers."""
+    """Judge table depth_end, as `prevents_rank_collapse`, at the largest number of layers."""
     return prevents_rank_collapse(tables, bar, deep=True)
 
 
 def kept_longer(tables: Tables) -> dict[Setting, bool | None]:
-    """Per (architecture, tokens, mean): does the concentrated spectrum keep more at fewest layers (None: left open)?"""
+    """Return per (architecture, tokens, mean) whether concentration keeps more at fewest layers (None: left open)."""
     cases = {}
     for key, group in _settings(tables["depth_end"], deep=False):
         wide = group.pivot(index="seed", columns="spectrum", values="residual_ratio")
@@ -121,77 +117,65 @@ def kept_longer(tables: Tables) -> dict[Setting, bool | None]:
 
 
 def slows_rank_collapse(tables: Tables) -> Verdict:
-    """Table depth_end: at equal mean the concentrated spectrum keeps more than the dispersed one, at fewest layers."""
+    """Judge table depth_end at fewest layers: at equal mean the concentrated spectrum keeps more than the dispersed."""
     return _verdict(kept_longer(tables))
 
 
-def composite_table(*, dim: int, length: int, seeds: Iterable[int]) -> pd.DataFrame:
-    """The ℓ1-ℓ∞ residual at the mean token beside its minimum: tokens, seed, at_mean, smallest, ratio."""
-    rows = []
-    for law in ("random walk", "independent"):
-        for seed in seeds:
-            x = Stack(tokens=law, length=length, dim=dim).draw_input(Generator().manual_seed(seed))
-            at_mean, least = float(rank_residual(x, "l1-linf")), smallest_l1_linf_residual(x)
-            rows.append({"tokens": law, "seed": seed, "at_mean": at_mean, "smallest": least, "ratio": at_mean / least})
-    return pd.DataFrame(rows)
+def token_similarities(trace: float, spread: float, stack: Stack, *, seed: int) -> list[Tensor]:
+    """Return the cosine similarity of all pairs of tokens after each layer of one stack, the input first.
 
-
-def smallest_l1_linf_residual(x: Tensor, *, tolerance: float = 1e-6) -> float:
-    """The residual of Dong et al. with its own minimiser: min over y of √(‖R‖₁ ‖R‖_∞) / √(‖x‖₁ ‖x‖_∞), R = x − 1yᵀ.
-
-    √(fg) is the least of (f + s g)/(2√s) over s > 0, and each f + s g is minimised by a linear program. That minimum is
-    concave in s, so its chords bound the product from below: s is refined until the bounds agree to `tolerance`
-    (relative). The value returned is attained. One sequence at a time, some 20 linear programs of T·d variables:
-    meant for small matrices and as a check of `rank_residual`.
-    x: (T, d). Returns a number. Raises ShapeError unless x has two dimensions, otherwise as `rank_residual` does.
+    trace, spread: ξ and √(dσ²) of the spectrum of every W_QK, at temperature 1. stack: its layers, length and width,
+    under LayerNorm and without a residual connection. Each is (T, T) float64.
     """
-    check_number("tolerance", tolerance, above=0)
-    if x.ndim != 2:
-        raise ShapeError(f"x has shape {tuple(x.shape)}; allowed: (T, d)")
-    size = float(l1_linf_norm(x))
-    if float(rank_residual(x, "l1-linf")) == 0:
-        return 0.0
-    program = _CompositeProgram(checked_tokens(x).numpy())
-    # f and g at the mean are within a factor of two of their minima, so f/g at the minimiser is within 4 of theirs
-    ends = program.solve(program.ratio_at_mean / 4.01), program.solve(program.ratio_at_mean * 4.01)
-    best = min(end.product for end in ends)
-    intervals = [_Interval.between(*ends)]
-    while intervals:
-        worst = min(intervals, key=lambda interval: interval.bound)
-        if worst.bound >= best * (1 - tolerance) or worst.right.s / worst.left.s < 1 + 1e-9:
-            break
-        middle = program.solve(worst.s)
-        best = min(best, middle.product)
-        intervals.remove(worst)
-        intervals += [_Interval.between(worst.left, middle), _Interval.between(middle, worst.right)]
-    return best / size
+    generator, norm = Generator().manual_seed(seed), torch.nn.functional.layer_norm
+    x, mask = stack.draw_input(generator), causal_mask(stack.length)
+    similarities = [torch.corrcoef(x)]
+    for _ in range(stack.layers):
+        w = random_spectrum_matrix(stack.dim, trace / stack.dim, spread**2 / stack.dim, generator=generator)
+        values = torch.randn(stack.dim, stack.dim, generator=generator, dtype=torch.float64)
+        x = norm(softmax_attention(attention_logits(x, w), mask=mask) @ x @ values, (stack.dim,))  # (T, d)
+        similarities.append(torch.corrcoef(x))  # after LayerNorm a correlation is a cosine
+    return similarities
 
 
 def spectrum_name(mean_scaled: float, dispersion: float) -> str:
-    """Name of a spectrum in legends: its mean, and how far its eigenvalues scatter."""
+    """Return the name of a spectrum in legends: its mean, and how far its eigenvalues scatter."""
     return f"ξ/λ = {plain(mean_scaled)}, dispersion {plain(dispersion)}"
 
 
 def plot_attention_patterns(attention: Tensor, titles: Sequence[str], axes: Sequence[Axes]) -> AxesImage:
-    """Attention matrices as images, query downwards and key to the right; returns the last image for a colour bar.
+    """Draw attention matrices, query downwards and key to the right; return the last image for a colour bar.
 
-    attention: (S, T, T), one matrix an axis. Colours are stretched at small weights (power 0.4).
+    attention: (S, T, T), one matrix per axis. Colours are stretched at small weights (power 0.4).
     """
-    length = attention.shape[-1]
     for axis, weights, title in zip(axes, attention, titles, strict=True):
-        norm, extent = PowerNorm(0.4, vmin=0, vmax=1), (0.5, length + 0.5, length + 0.5, 0.5)
-        image = axis.imshow(weights.numpy(), cmap="cividis", norm=norm, extent=extent)
-        axis.set_title(title, fontsize="small")
-        axis.set(xlabel="key", xticks=[1, length], yticks=[1, length])
-        axis.grid(False)
-    axes[0].set_ylabel("query")
+        image = _plot_pairs(weights, axis, PowerNorm(0.4, vmin=0, vmax=1))
+        axis.set(title=title, xlabel="key", ylabel="query")
+        axis.label_outer()
+    return image
+
+
+def plot_similarities(similarities: Mapping[str, Tensor], axes: Sequence[Axes]) -> AxesImage:
+    """Draw the similarity of all pairs of tokens, one matrix (T, T) per axis; return the last image."""
+    for axis, (title, matrix) in zip(axes, similarities.items(), strict=True):
+        image = _plot_pairs(matrix, axis, Normalize(vmin=-1, vmax=1))
+        axis.set(title=title, xlabel="token", ylabel="token")
+        axis.label_outer()
+    return image
+
+
+def _plot_pairs(matrix: Tensor, axis: Axes, norm: Normalize) -> AxesImage:
+    length = len(matrix)
+    image = axis.imshow(matrix.numpy(), cmap="cividis", norm=norm, extent=(0.5, length + 0.5, length + 0.5, 0.5))
+    axis.set(xticks=[1, length], yticks=[1, length])
+    axis.grid(False)
     return image
 
 
 def plot_depth(
     table: pd.DataFrame, column: str, styles: Mapping[tuple[float, float], dict[str, Any]], axis: Axes
 ) -> None:
-    """A measure over depth: median over seeds, and a band between the quartiles, one line a spectrum.
+    """Draw a measure over depth: median over seeds, and a band between the quartiles, one line per spectrum.
 
     table: rows of `depth_experiment`. styles: line style of each spectrum (mean_scaled, dispersion).
     """
@@ -205,86 +189,21 @@ def plot_depth(
     axis.margins(x=0.02)
 
 
-class _Weighted(NamedTuple):
-    """The minimum of f + s g, and √(f g) where it is attained."""
-
-    s: float
-    height: float
-    product: float
-
-
-class _Interval(NamedTuple):
-    """Two values of s, a lower bound of √(f g) wherever f/g lies between them, and the s to look at next."""
-
-    bound: float
-    s: float
-    left: _Weighted
-    right: _Weighted
-
-    @classmethod
-    def between(cls, left: _Weighted, right: _Weighted) -> "_Interval":
-        """Least (a + b s)/(2√s) of the chord a + b s, which the concave minimum of f + s g never falls below."""
-        slope = (right.height - left.height) / (right.s - left.s)
-        offset = left.height - slope * left.s
-        s = offset / slope if slope > 0 else math.inf  # where the chord's bound is least
-        if left.s * (1 + 1e-9) < s < right.s * (1 - 1e-9):
-            return cls((offset + slope * s) / (2 * math.sqrt(s)), s, left, right)
-        bound = min(end.height / (2 * math.sqrt(end.s)) for end in (left, right))
-        return cls(bound, math.sqrt(left.s * right.s), left, right)
-
-
-class _CompositeProgram:
-    """min over y of f + s g, f = ‖x − 1yᵀ‖₁ and g = ‖x − 1yᵀ‖_∞, as a linear program in (y, |R|, f, g)."""
-
-    def __init__(self, x: Array) -> None:
-        t, d = x.shape
-        self.x = x
-        column = sparse.kron(np.ones((t, 1)), sparse.eye_array(d))  # (T d, d), y once for every token
-        sizes = -sparse.eye_array(t * d)
-        by_column = sparse.kron(np.ones((1, t)), sparse.eye_array(d))  # (d, T d), Σ_t |R_tj|
-        by_row = sparse.kron(sparse.eye_array(t), np.ones((1, d)))  # (T, T d), Σ_j |R_tj|
-        f, g = (sparse.csr_array(np.full((n, 1), -1.0)) for n in (d, t))
-        rows: Any = sparse.vstack(
-            [
-                sparse.hstack([-column, sizes, sparse.csr_array((t * d, 2))]),  # x − y <= |R|
-                sparse.hstack([column, sizes, sparse.csr_array((t * d, 2))]),  # y − x <= |R|
-                sparse.hstack([sparse.csr_array((d, d)), by_column, f, sparse.csr_array((d, 1))]),  # <= f
-                sparse.hstack([sparse.csr_array((t, d)), by_row, sparse.csr_array((t, 1)), g]),  # <= g
-            ]
-        )
-        self.matrix: Any = rows.tocsr()  # SciPy's stubs know only dense constraints
-        self.limits = np.concatenate([-x.ravel(), x.ravel(), np.zeros(d + t)])
-        self.bounds = [(None, None)] * d + [(0, None)] * (t * d + 2)
-        column_sum, row_sum = self._norms(x.mean(0))
-        self.ratio_at_mean = column_sum / row_sum
-
-    def solve(self, s: float) -> _Weighted:
-        t, d = self.x.shape
-        cost = np.concatenate([np.zeros(d + t * d), [1.0, s]])
-        found = optimize.linprog(cost, A_ub=self.matrix, b_ub=self.limits, bounds=self.bounds, method="highs")
-        column_sum, row_sum = self._norms(np.asarray(found.x)[:d])
-        return _Weighted(s, column_sum + s * row_sum, math.sqrt(column_sum * row_sum))
-
-    def _norms(self, y: Array) -> tuple[float, float]:
-        residual = np.abs(self.x - y)
-        return float(residual.sum(0).max()), float(residual.sum(1).max())
-
-
 def _settings(table: pd.DataFrame, *, deep: bool) -> list[tuple[Setting, pd.DataFrame]]:
-    """The settings of `judged_rows` at its smallest or its largest number of layers."""
+    """Return the settings of `judged_rows` at its smallest or its largest number of layers."""
     at_depth = table[table["layers"] == (table["layers"].max() if deep else table["layers"].min())]
     groups = at_depth.groupby(["setting", "tokens", "mean_scaled"])
     return [((str(key[0]), str(key[1]), float(key[2])), group) for key, group in groups]
 
 
-def _verdict(cases: Mapping[Setting, bool | None], told: str = "") -> Verdict:
+def _verdict(cases: Mapping[Setting, bool | None], note: str = "") -> Verdict:
     """Count the settings, in all and at each mean."""
     by_mean = []
     for mean in sorted({key[2] for key in cases}, reverse=True):
-        found = [status for key, status in cases.items() if key[2] == mean]
-        by_mean.append(f"{sum(status is True for status in found)} of {len(found)} at {plain(mean)}")
+        statuses = [status for key, status in cases.items() if key[2] == mean]
+        by_mean.append(f"{sum(status is True for status in statuses)} of {len(statuses)} at {plain(mean)}")
     named = {f"{setting}, {tokens}, ξ/λ = {plain(mean)}": status for (setting, tokens, mean), status in cases.items()}
-    return settings_verdict(named, f"by mean ξ/λ: {', '.join(by_mean)}{told}")
+    return settings_verdict(named, f"by mean ξ/λ: {', '.join(by_mean)}{note}")
 
 
 CONDITIONS = (

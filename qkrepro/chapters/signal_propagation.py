@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from torch import Generator, Tensor
 
 from qkrepro.errors import ArgumentError, check_integer
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
+from qkrepro.evidence.style import COLOURS, INK, PALETTE, draw_intervals
 from qkrepro.evidence.verdicts import LOCALIZED, ROUNDING, universal_verdict, within
 from qkrepro.theory.attention import saturation
 from qkrepro.theory.propagation import localization, signal_propagation, simulate_signal_propagation
@@ -19,13 +21,7 @@ from qkrepro.theory.spectrum import matrix_moments, random_rotation, random_spec
 from qkrepro.theory.statistics import t_interval
 from qkrepro.theory.tokens import random_walk
 
-FORMS = (
-    ("limit", "0.5", ":", "Gaussian, T → ∞"),
-    ("exact", "C0", "-", "exact law"),
-    ("finite", "C1", "--", "Gaussian, finite T"),
-)
-
-
+CHUNK = 500  # walks drawn at once, bounds the memory
 WIDE = 0.1  # a Monte Carlo interval wider than this can hardly miss
 REGIMES: dict[str, Callable[[pd.Series], bool]] = {
     "late": lambda row: row["centre"] > 0.6 and row["index"] >= LOCALIZED,
@@ -46,11 +42,15 @@ class PropagationCase:
     temperature: float
     length: int
 
+    def rho(self, theta: Tensor, *, length: int | None = None, method: Literal["limit", "exact"] = "limit") -> Tensor:
+        """Return ρ at the locations theta, by `signal_propagation`; float64, shaped like theta."""
+        return signal_propagation(theta, self.m, temperature=self.temperature, length=length, method=method)
+
 
 def regime_cases(
     dim: int, length: int, *, middle_mean: float, broad_norm: float, generator: Generator
 ) -> list[PropagationCase]:
-    """One case a row of the regime table, at temperature 1, and the late one at temperature √dim.
+    """Return one case per row of the regime table, at temperature 1, and the late one at temperature √dim.
 
     late: tr M = 1; middle: tr M = `middle_mean` > 2; the mirror of each has the other sign; all four have equal
     eigenvalues. broad: tr M = 0 and ‖M‖_F = `broad_norm`, a random symmetric spectrum. all pass: |tr M| (length − 1)/2
@@ -73,7 +73,7 @@ def regime_cases(
 def stress_cases(
     dim: int, length: int, *, short_length: int, top_share: float, generator: Generator
 ) -> list[PropagationCase]:
-    """Cases where the Gaussian form or its limit must fail, and two that are far from symmetric.
+    """Return cases where the Gaussian form or its limit must fail, and two that are far from symmetric.
 
     one eigenvalue: tr M = 1, of which one eigenvalue holds `top_share`, at temperature 0.3. near-nilpotent: all
     eigenvalues 1/dim, and one singular value near 1. rank two: symmetric, tr M = 1, eigenvalues 1.25 and −0.25.
@@ -100,11 +100,11 @@ def stress_cases(
 def profile_table(
     cases: Sequence[PropagationCase], *, locations: int, samples: int, generator: Generator
 ) -> pd.DataFrame:
-    """ρ_θ by all four ways, one row a case and location: limit, finite, exact, drawn with its 95% interval low, high.
+    """Return ρ_θ by all four ways, one row per case and location.
 
-    Columns case, theta, limit (T → ∞), finite (Gaussian with the moments of the length), exact, drawn, low, high,
-    singular_share (‖M‖_2 / ‖M‖_F). At most `locations` tokens, evenly spaced. Every location has `samples` draws of
-    its own, so that the intervals of a profile miss independently of each other.
+    Columns case, theta, limit (T → ∞), finite (Gaussian with the moments of the length), exact, drawn with its 95%
+    interval low, high, singular_share (‖M‖_2 / ‖M‖_F). At most `locations` tokens, evenly spaced. Every location has
+    `samples` draws of its own, so that the intervals of a profile miss independently of each other.
     """
     check_integer("locations", locations, at_least=2)
     return pd.concat([_profile(case, locations, samples, generator) for case in cases], ignore_index=True)
@@ -113,11 +113,11 @@ def profile_table(
 def antisymmetric_walks(
     norms: Sequence[float], *, dim: int, length: int, draws: int, parts: int, generator: Generator
 ) -> pd.DataFrame:
-    """Share of keys that pass in each part of simulated random walks, for antisymmetric matrices and a symmetric one.
+    """Return the share of keys that pass in each part of random walks, for antisymmetric matrices and a symmetric one.
 
     norms: ‖M‖_F of the antisymmetric matrices, in units of the temperature; the control is I/dim, tr M = 1. draws:
-    walks a matrix, through the clipped function itself. parts: equal parts of the sequence; they divide `length`.
-    Returns one row a matrix and part: case, control (0 or 1), part (1 … parts), level (share of the whole sequence),
+    walks per matrix, through the clipped function itself. parts: equal parts of the sequence; they divide `length`.
+    Returns one row per matrix and part: case, control (0 or 1), part (1 … parts), level (share of the whole sequence),
     estimate, low, high: the share in this part less the level, with t intervals that hold for all rows at once
     (95% after Bonferroni). Raises ArgumentError for sizes below 1 or parts that do not divide the length.
     Source: book, "Theory: signal propagation", antisymmetric heads (ours).
@@ -125,7 +125,7 @@ def antisymmetric_walks(
     check_integer("draws", draws, at_least=2)
     check_integer("parts", parts, at_least=2)
     if length % parts:
-        raise ArgumentError(f"parts is {parts}; allowed: a divisor of the length, {length}")
+        raise ArgumentError(f"parts must be a divisor of the length {length}, got {parts}")
     turn = random_rotation(dim, generator=generator)
     turn = (turn - turn.mT) / (turn - turn.mT).norm()
     matrices = {f"antisymmetric, norm {norm:g} λ": norm * turn for norm in norms}
@@ -133,39 +133,34 @@ def antisymmetric_walks(
     confidence = 1 - 0.05 / (len(matrices) * parts)
     rows = []
     for name, m in matrices.items():
-        shares = torch.cat(
-            [_part_shares(m, length, size, parts, generator) for size in _chunks(draws)]
-        )  # (draws, parts)
+        sizes = [min(CHUNK, draws - first) for first in range(0, draws, CHUNK)]
+        shares = torch.cat([_part_shares(m, length, size, parts, generator) for size in sizes])  # (draws, parts)
         level = float(shares.mean())
         for part, column in enumerate((shares - shares.mean(-1, keepdim=True)).mT.numpy(), start=1):
-            found = {"case": name, "control": int(name == "symmetric control"), "part": part, "level": level}
-            rows.append(found | t_interval(column, confidence)._asdict())
+            row = {"case": name, "control": int(name == "symmetric control"), "part": part, "level": level}
+            rows.append(row | t_interval(column, confidence)._asdict())
     return pd.DataFrame(rows)
 
 
 def _part_shares(m: Tensor, length: int, draws: int, parts: int, generator: Generator) -> Tensor:
-    """Share of keys that pass in each part of each of `draws` walks, (draws, parts); the query is the last token."""
+    """Return the share of keys that pass in each part of each of `draws` walks, (draws, parts); the last one asks."""
     walks = random_walk(length, len(m), batch=draws, generator=generator)  # (draws, T, d)
     logits = (walks @ (m.mT @ walks[:, -1, :, None])).squeeze(-1)  # (draws, T), x_Tᵀ M x_i
     return (saturation(logits) == 0).double().view(draws, parts, -1).mean(-1)
 
 
-def _chunks(draws: int, size: int = 500) -> list[int]:
-    return [min(size, draws - first) for first in range(0, draws, size)]
-
-
 def localization_table(profiles: pd.DataFrame, column: str = "exact") -> pd.DataFrame:
-    """Index, centre and level of each case of `profile_table`, from one of its columns of ρ; one row a case."""
+    """Return index, centre and level of each case of `profile_table`, from one of its columns of ρ."""
     rows = []
     for name, group in profiles.groupby("case", sort=False):
-        found = localization(group["theta"].to_numpy(), group[column].to_numpy())
-        values = {"index": found.index, "centre": found.centre, "level": found.level}
+        where = localization(group["theta"].to_numpy(), group[column].to_numpy())
+        values = {"index": where.index, "centre": where.centre, "level": where.level}
         rows.append({"case": name, **{key: float(value) for key, value in values.items()}})
     return pd.DataFrame(rows)
 
 
 def error_table(profiles: pd.DataFrame) -> pd.DataFrame:
-    """Per case: the largest errors of limit and finite form against the exact law, and the share inside [low, high]."""
+    """Return the largest errors of limit and finite form per case, and how often the exact law is in [low, high]."""
     rows = []
     for name, group in profiles.groupby("case", sort=False):
         inside = (group["low"] <= group["exact"]) & (group["exact"] <= group["high"])
@@ -182,42 +177,31 @@ def error_table(profiles: pd.DataFrame) -> pd.DataFrame:
 
 
 def _profile(case: PropagationCase, locations: int, samples: int, generator: Generator) -> pd.DataFrame:
-    count = min(locations, case.length)
-    token = torch.linspace(1, case.length, count, dtype=torch.float64).round()
+    token = torch.linspace(1, case.length, min(locations, case.length), dtype=torch.float64).round()
     theta, moments = token / case.length, matrix_moments(case.m)
     drawn = [
         simulate_signal_propagation(
-            place,
-            case.m,
-            temperature=case.temperature,
-            length=case.length,
-            samples=samples,
-            generator=generator,
+            place, case.m, temperature=case.temperature, length=case.length, samples=samples, generator=generator
         )
         for place in theta
     ]
-    return pd.DataFrame(
-        {
-            "case": case.name,
-            "theta": theta,
-            "limit": signal_propagation(theta, case.m, temperature=case.temperature),
-            "finite": signal_propagation(theta, case.m, temperature=case.temperature, length=case.length),
-            "exact": exact_profile(case, theta).round(decimals=12),  # what is beyond its accuracy differs by machine
-            "drawn": [float(estimate.rho) for estimate in drawn],
-            "low": [float(estimate.low) for estimate in drawn],
-            "high": [float(estimate.high) for estimate in drawn],
-            "singular_share": float(moments.spectral_norm / moments.frobenius_sq.sqrt()),
-        }
-    )
-
-
-def exact_profile(case: PropagationCase, theta: Tensor) -> Tensor:
-    """The exact ρ of a case at the locations theta, float64, shaped like theta."""
-    return signal_propagation(theta, case.m, temperature=case.temperature, length=case.length, method="exact")
+    exact = case.rho(theta, length=case.length, method="exact")
+    columns = {
+        "case": case.name,
+        "theta": theta,
+        "limit": case.rho(theta),
+        "finite": case.rho(theta, length=case.length),
+        "exact": exact.round(decimals=12),  # what is beyond its accuracy differs by machine
+        "drawn": [float(estimate.rho) for estimate in drawn],
+        "low": [float(estimate.low) for estimate in drawn],
+        "high": [float(estimate.high) for estimate in drawn],
+        "singular_share": float(moments.spectral_norm / moments.frobenius_sq.sqrt()),
+    }
+    return pd.DataFrame(columns)
 
 
 def exact_law(tables: Tables, coverage: float = 0.8) -> Verdict:
-    """Table profiles: case, exact, low, high (95% interval of Monte Carlo), one row a location.
+    """Judge table profiles: case, exact, low, high (95% interval of Monte Carlo), one row per location.
 
     coverage: share of a case's locations at which the exact value has to lie in the interval.
     """
@@ -235,7 +219,7 @@ def exact_law(tables: Tables, coverage: float = 0.8) -> Verdict:
 
 
 def gaussian_limit(tables: Tables, bound: float = 0.02) -> Verdict:
-    """Table profiles: case, singular_share (largest singular value over Frobenius norm of M), exact, finite.
+    """Judge table profiles: case, singular_share (largest singular value over Frobenius norm of M), exact, finite.
 
     bound: error of the Gaussian form that counts as accurate.
     """
@@ -253,7 +237,7 @@ def gaussian_limit(tables: Tables, bound: float = 0.02) -> Verdict:
 
 
 def regimes(tables: Tables) -> Verdict:
-    """Table regimes: case (those of `REGIMES`), index, centre, level, one row a case."""
+    """Judge table regimes: case (those of `REGIMES`), index, centre, level, one row per case."""
     table = tables["regimes"].set_index("case")
     present = [name for name in REGIMES if name in table.index]
     holds: list[bool | None] = [bool(REGIMES[name](table.T[name])) for name in present]
@@ -266,7 +250,7 @@ def regimes(tables: Tables) -> Verdict:
 
 
 def antisymmetric(tables: Tables, margin: float = 0.1) -> Verdict:
-    """Table walks: case, control (whether the matrix is the symmetric one), level, low, high, one row a case and part.
+    """Judge table walks: case, control (1 for the symmetric one), level, low, high, one row per case and part.
 
     low, high: simultaneous interval of the share that passes in this part of the sequence, less the share in all of it.
     margin: how far from equal shares still counts as equal, in units of the share of the whole.
@@ -278,7 +262,7 @@ def antisymmetric(tables: Tables, margin: float = 0.1) -> Verdict:
     cases: dict[str, list[bool | None]] = {name: [] for name in table.loc[~is_control, "case"]}
     for name, part in zip(table["case"], parts, strict=True):
         cases.get(name, []).append(part)
-    holds = [False if False in found else None if None in found else True for found in cases.values()]
+    holds = [False if False in passes else None if None in passes else True for passes in cases.values()]
     detected = any(part is False for part, control in zip(parts, is_control, strict=True) if control)
     farthest = np.maximum(low.abs(), high.abs())[~is_control].max()
     because = (
@@ -290,35 +274,61 @@ def antisymmetric(tables: Tables, margin: float = 0.1) -> Verdict:
     return verdict if detected or verdict.outcome != "reproduced" else verdict._replace(outcome="inconclusive")
 
 
-def plot_profiles(profiles: pd.DataFrame, titles: Mapping[str, str], axes: Sequence[Axes]) -> None:
-    """One panel a case: ρ_θ in the limit, in the finite-length form, exactly, and drawn with its 95% interval.
+def plot_walk(tokens: Tensor, m: Tensor, axes: Sequence[Axes]) -> None:
+    """Draw one walk in its two widest directions, and beside it the logits of its last token as query.
 
-    profiles: of `signal_propagation.profile_table`. titles: case -> title of its panel, in the order of the panels.
+    tokens: (T, d). m: (d, d), at temperature 1. Blue: the tokens that pass the clipped function.
     """
-    for axis, (case, title) in zip(axes, titles.items(), strict=True):
-        rows = profiles[profiles["case"] == case]
-        for column, colour, line, label in FORMS:
-            axis.plot(rows["theta"], rows[column], color=colour, linestyle=line, linewidth=1.8, label=label)
-        bars = [rows["drawn"] - rows["low"], rows["high"] - rows["drawn"]]
-        axis.errorbar(
-            rows["theta"],
-            rows["drawn"],
-            yerr=bars,
-            fmt=".",
-            color="0.15",
-            markersize=4,
-            linewidth=0.8,
-            label="drawn, 95% interval",
-        )
-        axis.set(title=title, ylim=(-0.04, 1.04), xlim=(0, 1.02))
+    logits = tokens @ m.mT @ tokens[-1]  # (T,)
+    logits = logits - logits.mean()
+    colours = np.where(saturation(logits) == 0, COLOURS["concentrated"], INK)
+    x, y = (tokens @ torch.linalg.svd(tokens - tokens.mean(0), full_matrices=False).Vh[:2].mT).numpy().T  # (T,) each
+    axes[0].plot(x, y, color=INK, linewidth=0.6, alpha=0.5)
+    axes[0].scatter(x, y, c=colours, s=9)
+    for index, name in ((0, "first token $x_1$"), (-1, "query $x_T$")):
+        axes[0].annotate(name, (x[index], y[index]), (0, 9), textcoords="offset points", ha="center", fontweight="bold")
+    axes[0].set(xticks=[], yticks=[], title="A walk: neighbours are alike")
+    axes[0].margins(0.2)
+    axes[1].scatter(np.arange(1, len(tokens) + 1), logits, c=colours, s=9)
+    axes[1].axhline(-1, color=INK, linestyle="--", linewidth=1)
+    axes[1].annotate("shut off below −λ", (1, -1), (0.97, 0.1), textcoords="axes fraction", ha="right")
+    axes[1].set(xlabel="token i", ylabel="logit less the mean / λ", title="Its logits: the late half passes")
+
+
+def plot_profiles(
+    cases: Sequence[PropagationCase], profiles: pd.DataFrame, titles: Mapping[str, str], axes: Sequence[Axes]
+) -> None:
+    """Draw ρ of each named case at every token: limit, finite form, exact law, and what was drawn with 95% intervals.
+
+    profiles: of `profile_table`. titles: case -> title of its panel, in the order of the panels.
+    """
+    by_name, fine = {case.name: case for case in cases}, torch.linspace(0.001, 1, 1000, dtype=torch.float64)
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        case, rows = by_name[name], profiles[profiles["case"] == name]
+        theta = torch.arange(1, case.length + 1, dtype=torch.float64) / case.length
+        axis.plot(fine, case.rho(fine), ":", color=INK, label="Gaussian, T → ∞")
+        axis.plot(theta, case.rho(theta, length=case.length), "--", color=PALETTE[4], label="Gaussian, this T")
+        axis.plot(theta, case.rho(theta, length=case.length, method="exact"), color=PALETTE[0], label="exact law")
+        ends = rows.rename(columns={"drawn": "estimate"})
+        draw_intervals(axis, ends["theta"], ends, fmt=".", color=PALETTE[3], label="drawn, 95% interval")
+        axis.set(title=title, ylim=(-0.04, 1.04), xlim=(0, 1.02), xlabel="location θ = i/T", ylabel="ρ")
         axis.label_outer()
-    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    for axis in axes:
-        grid = axis.get_subplotspec()
-        if grid is not None and grid.is_last_row():
-            axis.set_xlabel("location θ = i/T")
-        if grid is not None and grid.is_first_col():
-            axis.set_ylabel("ρ, share not saturated")
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
+def plot_parts(walks: pd.DataFrame, axis: Axes) -> None:
+    """Draw the share that passes in each part of the sequence relative to the whole; walks: `antisymmetric_walks`.
+
+    Shaded: within a tenth of the whole. Bars: intervals that hold for all points at once.
+    """
+    axis.axhspan(0.9, 1.1, color=INK, alpha=0.15, linewidth=0)
+    for place, (case, rows) in enumerate(walks.groupby("case", sort=False)):
+        colour = PALETTE[1] if rows["control"].any() else PALETTE[(0, 2, 3)[place % 3]]
+        relative = 1 + rows[["estimate", "low", "high"]].div(rows["level"], axis=0)
+        parts = rows["part"] + 0.12 * (place - 1)
+        draw_intervals(axis, parts, relative, fmt="o-", linewidth=1, color=colour, label=case)
+    axis.set(xlabel="eighth of the sequence", ylabel="share that passes / that of the whole")
+    axis.legend()
 
 
 CLAIMS = (
@@ -395,7 +405,7 @@ CLAIMS = (
         refuted_by="an eighth of a sequence whose whole interval lies beyond the margin",
         tables=("walks",),
         judge=antisymmetric,
-        figure="fig-stress",
+        figure="fig-antisymmetric",
         threshold=Threshold("relative distance of two shares", 0.1, (0.02, 0.05, 0.1, 0.2, 0.5), antisymmetric),
     ),
 )

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from qkrepro.errors import check_choice, check_integer
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
+from qkrepro.evidence.style import INK, PALETTE, draw_intervals
 from qkrepro.evidence.verdicts import SAME_PROFILE, above, both, settings_verdict
 from qkrepro.evidence.wording import plain
 from qkrepro.theory.attention import attention_entropy, saturation, softmax_attention, softmax_gradient_mass
@@ -30,6 +30,7 @@ from qkrepro.theory.tokens import TokenLaw, draw_tokens, random_walk
 READS: tuple[str, ...] = ()
 CLOSE = 0.05  # relative distance up to which a closed form counts as that of the simulation
 TWO_SIDED = 1.96  # standard errors on each side of a mean of many draws, 95%
+SOFTMAX, LINEAR = PALETTE[3], PALETTE[4]
 BATCH = 2**23  # numbers drawn at once, 64 MB
 LAWS: dict[str, TokenLaw] = {
     "raw walk": "random walk",
@@ -151,10 +152,28 @@ def late_mass(
     return pd.DataFrame(rows)
 
 
+def sentence_shares(
+    means: Mapping[str, float], *, dim: int, length: int, draws: int, generator: Generator
+) -> dict[str, dict[str, list[float]]]:
+    """What each token of a short raw walk gets of the gradient, M = (mean/dim) I, temperature 1; by function and mean.
+
+    means: name -> ξ/λ. "linear": ρ by the exact law. "softmax": simulated gradient mass over that of its largest site.
+    """
+    tokens = random_walk(length, dim, batch=draws, generator=generator)
+    unit = torch.eye(dim, dtype=torch.float64) / dim
+    logits, theta = last_logits(tokens, unit), torch.arange(1, length + 1, dtype=torch.float64) / length
+    shares: dict[str, dict[str, list[float]]] = {"linear": {}, "softmax": {}}
+    for name, mean in means.items():
+        mass = softmax_gradient_mass(softmax_attention(mean * logits)).site.mean(0)  # (T,)
+        shares["softmax"][name] = (mass / mass.max()).tolist()
+        shares["linear"][name] = signal_propagation(theta, mean * unit, length=length, method="exact").tolist()
+    return shares
+
+
 def closed_form_table(
     matrices: Mapping[str, Tensor],
-    kappas: Sequence[float],
-    signed_kappas: Sequence[float],
+    means: Sequence[float],
+    signed_means: Sequence[float],
     *,
     temperature: float,
     lengths: tuple[int, int, int],
@@ -165,8 +184,8 @@ def closed_form_table(
     """Three closed forms of the true softmax beside simulation, one row a case, in this order.
 
     "high temperature": entropy deficit of raw walks for each of the matrices (d, d), in units of (T² − 1)/(24 λ²).
-    "geometric": entropy of raw walks with M = (κ/d) I, κ of `kappas`. "normalised walk": log T − H for that M, κ of
-    `signed_kappas`. lengths: T of each form; dims: d of the last two; draws: sequences of each; temperature: λ of the
+    "geometric": entropy of raw walks with M = (ξ/d) I, ξ/λ of `means`. "normalised walk": log T − H for that M, ξ/λ of
+    `signed_means`. lengths: T of each form; dims: d of the last two; draws: sequences of each; temperature: λ of the
     first, the others have 1. All cases of a form see the same walks.
     Columns form, case, predicted, simulated, standard_error; nats but for the first form.
     """
@@ -178,13 +197,13 @@ def closed_form_table(
     for case, entropy in deficits.items():
         predicted = float(high_temperature_deficit(matrix_moments(matrices[case]), lengths[0], temperature)) / scale
         rows.append(_row("high temperature", case, predicted, (math.log(lengths[0]) - entropy) / scale))
-    equal = {kappa: _similarity(kappa) for kappa in kappas}
-    for kappa, entropy in _entropies("raw walk", equal, lengths[1], dims[0], draws[1], generator).items():
-        rows.append(_row("geometric", f"κ = {plain(kappa)}", float(geometric_entropy(kappa, lengths[1])), entropy))
-    equal = {kappa: _similarity(kappa) for kappa in signed_kappas}
-    for kappa, entropy in _entropies("normalised walk", equal, lengths[2], dims[1], draws[2], generator).items():
-        predicted = float(normalised_walk_deficit(kappa))
-        rows.append(_row("normalised walk", f"κ = {plain(kappa)}", predicted, math.log(lengths[2]) - entropy))
+    equal = {mean: _similarity(mean) for mean in means}
+    for mean, entropy in _entropies("raw walk", equal, lengths[1], dims[0], draws[1], generator).items():
+        rows.append(_row("geometric", f"ξ/λ = {plain(mean)}", float(geometric_entropy(mean, lengths[1])), entropy))
+    equal = {mean: _similarity(mean) for mean in signed_means}
+    for mean, entropy in _entropies("normalised walk", equal, lengths[2], dims[1], draws[2], generator).items():
+        predicted = float(normalised_walk_deficit(mean))
+        rows.append(_row("normalised walk", f"ξ/λ = {plain(mean)}", predicted, math.log(lengths[2]) - entropy))
     return pd.DataFrame(rows)
 
 
@@ -205,9 +224,9 @@ def _logits_of(m: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda tokens: last_logits(tokens, m)
 
 
-def _similarity(kappa: float) -> Callable[[Tensor], Tensor]:
-    """Logits of M = (κ/d) I, without forming it."""
-    return lambda tokens: kappa / tokens.shape[-1] * (tokens @ tokens[:, -1, :, None])[..., 0]
+def _similarity(mean: float) -> Callable[[Tensor], Tensor]:
+    """Logits of M = (ξ/d) I at ξ/λ = `mean`, without forming it."""
+    return lambda tokens: mean / tokens.shape[-1] * (tokens @ tokens[:, -1, :, None])[..., 0]
 
 
 def _row(form: str, case: str, predicted: float, values: Tensor) -> dict[str, Any]:
@@ -263,23 +282,21 @@ def softmax_closed_forms(tables: Tables, margin: float = CLOSE) -> Verdict:
 
 
 def plot_cumulative(
-    cumulative: pd.DataFrame, spectrum: str, temperatures: Sequence[float], axes: NDArray[np.object_]
+    cumulative: pd.DataFrame, spectrum: str, titles: Mapping[tuple[str, float], str], axes: Sequence[Axes]
 ) -> None:
-    """Rows of panels by temperature, columns by token law: the share of each profile in the tokens up to θ.
+    """The share of each profile in the tokens up to θ, a panel a law of tokens and temperature; shaded: what differs.
 
-    cumulative: of `true_softmax.cumulative_profiles`. axes: (temperatures, token laws).
+    cumulative: of `cumulative_profiles`. titles: (law, temperature) -> title of its panel.
     """
     rows = cumulative[cumulative["spectrum"] == spectrum]
-    for line, temperature in zip(axes, temperatures, strict=True):
-        for axis, law in zip(line, rows["tokens"].unique(), strict=True):
-            part = rows[(rows["tokens"] == law) & (rows["temperature"] == temperature)]
-            axis.plot(part["theta"], part["linear"], color="C1", linestyle="--", label="not saturated (linearised)")
-            axis.plot(part["theta"], part["mass"], color="C0", label="gradient mass A(1 − A) of softmax")
-            axis.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="uniform")
-            axis.set(xlim=(0, 1), ylim=(-0.03, 1.03), title=f"{law}, λ = {temperature:g}", xlabel="location θ = i/T")
-            axis.label_outer()
-        line[0].set_ylabel("share up to θ")
-    axes[0, 0].figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    for axis, ((law, temperature), title) in zip(axes, titles.items(), strict=True):
+        part = rows[(rows["tokens"] == law) & (rows["temperature"] == temperature)]
+        axis.fill_between(part["theta"], part["linear"], part["mass"], color=INK, alpha=0.15, linewidth=0)
+        axis.plot(part["theta"], part["linear"], "--", color=LINEAR, label="unsaturated, piecewise linear")
+        axis.plot(part["theta"], part["mass"], color=SOFTMAX, label="gradient mass of softmax")
+        axis.set(xlim=(0, 1), ylim=(-0.03, 1.03), title=title, xlabel="location θ = i/T", ylabel="share up to θ")
+        axis.label_outer()
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def plot_agreement(agreement: pd.DataFrame, tolerance: float, axes: Sequence[Axes]) -> None:
@@ -288,42 +305,47 @@ def plot_agreement(agreement: pd.DataFrame, tolerance: float, axes: Sequence[Axe
     agreement: of `agreement_table`. Filled: a profile is further than the tolerance from a flat one. Dotted: the
     tolerance, up to which profiles count as the same.
     """
-    markers = dict(zip(agreement["tokens"].unique(), "osD^", strict=False))
-    for axis, (spectrum, group) in zip(axes, agreement.groupby("spectrum", sort=False), strict=False):
-        for place, (law, rows) in enumerate(group.groupby("tokens", sort=False)):
-            bars = [rows["total_variation"] - rows["low"], rows["high"] - rows["total_variation"]]
-            colour, marker = f"C{place}", markers[str(law)]
-            axis.errorbar(rows["temperature"], rows["total_variation"], yerr=bars, color=colour, linewidth=1.3)
-            axis.plot([], [], marker=marker, color=colour, label=str(law), markersize=4)
+    laws = agreement["tokens"].unique()
+    looks = dict(zip(laws, zip(PALETTE[1:], "osD^", strict=False), strict=False))
+    for axis, (_, group) in zip(axes, agreement.groupby("spectrum", sort=False), strict=False):
+        for law, rows in group.groupby("tokens", sort=False):
+            colour, marker = looks[str(law)]
+            draw_intervals(
+                axis, rows["temperature"], rows.rename(columns={"total_variation": "estimate"}), fmt="-", color=colour
+            )
+            axis.plot([], [], marker=marker, color=colour, label=str(law), markersize=5)
             fill = [colour if localized > tolerance else "none" for localized in rows["localized"]]
             for panel, column in ((axis, "temperature"), (axes[-1], "spread")):
-                panel.scatter(rows[column], rows["total_variation"], marker=marker, c=fill, edgecolors=colour, s=16)
-        axis.set(title=str(spectrum), xlabel="temperature λ")
+                panel.scatter(
+                    rows[column], rows["total_variation"], marker=marker, c=fill, edgecolors=colour, s=26, zorder=3
+                )
+        axis.set_xlabel("temperature λ")
     for axis in axes:
-        axis.axhline(tolerance, color="0.5", linestyle=":", linewidth=1.2)
-        axis.set(xscale="log", ylim=(-0.03, 1.03))
-        axis.label_outer()
-    axes[-1].set(title="all settings", xlabel="spread of the logits / λ")
-    axes[0].set_ylabel("total variation")
+        axis.axhline(tolerance, color=INK, linestyle=":", linewidth=1.2)
+        axis.set(xscale="log", ylim=(-0.03, 1.03), ylabel="total variation")
+    axes[1].set(ylabel="", yticklabels=[])
+    axes[-1].set_xlabel("standard deviation of a row of logits / λ")
     axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
-def plot_closed_forms(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """One panel a form: simulated value with its 95% interval against the predicted one, and the diagonal."""
+def plot_closed_forms(table: pd.DataFrame, axis: Axes) -> None:
+    """Simulated over predicted value with its 95% interval, a line a case, coloured by form; shaded: within CLOSE."""
     labels = {
-        "high temperature": "any spectrum,\nhigh temperature",
-        "geometric": "equal eigenvalues,\nraw walk",
-        "normalised walk": "equal eigenvalues,\nnormalised walk",
+        "high temperature": "high temperature, any spectrum",
+        "geometric": "raw walk, equal eigenvalues",
+        "normalised walk": "normalised walk, equal eigenvalues",
     }
-    for axis, (form, rows) in zip(axes, table.groupby("form", sort=False), strict=True):
-        ends = [rows["predicted"].min(), rows["predicted"].max()]
-        axis.plot(ends, ends, color="0.5", linestyle="--", linewidth=1)
-        for place, row in enumerate(rows.to_dict("records")):
-            style = {"fmt": "o", "markersize": 4, "color": f"C{place}", "label": row["case"]}
-            axis.errorbar(row["predicted"], row["simulated"], yerr=TWO_SIDED * row["standard_error"], **style)
-        axis.set(title=labels[str(form)], xlabel="closed form")
-        axis.legend(loc="upper left", fontsize="x-small")
-    axes[0].set_ylabel("simulated")
+    axis.axvspan(100 - 100 * CLOSE, 100 + 100 * CLOSE, color=INK, alpha=0.12, linewidth=0)
+    axis.axvline(100, color=INK, linewidth=1)
+    for (form, rows), colour in zip(table.groupby("form", sort=False), PALETTE[2:], strict=False):
+        scale = 100 / rows["predicted"]
+        bars = (TWO_SIDED * rows["standard_error"] * scale).abs()
+        axis.errorbar(rows["simulated"] * scale, rows.index, xerr=bars, fmt="o", markersize=5, color=colour)
+        place = (1.02, (rows.index.min() + rows.index.max()) / 2)
+        axis.text(*place, labels[str(form)].replace(", ", ",\n"), color=colour, va="center", fontweight="bold",
+                  transform=axis.get_yaxis_transform())  # fmt: skip
+    axis.set_yticks(table.index, table["case"])
+    axis.set(xlabel="simulated, in % of the closed form", ylim=(len(table) - 0.5, -0.5))
 
 
 CLAIMS = (

@@ -1,12 +1,13 @@
 """The one style that the figures share: one family on light and dark pages, fixed colours, labels at the lines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 
 WIDTH = 6.4  # inches, of every figure; shown 768 px wide its 10-point text has 17 px, on a phone 9 px
 INK = "#79818a"  # text and axes; a contrast of 4 on the white page and on the dark one
@@ -128,3 +129,17 @@ def plot_correlations(table: pd.DataFrame, ax: Axes, target: str = "entropy") ->
     ax.set(xlim=(-1, 1), xlabel=f"rank correlation with {target}, over heads")
     ax.set_yticks(place, [QUANTITIES[name] for name in table["quantity"]])
     ax.grid(axis="y", visible=False)
+
+
+def plot_strip(rows: Mapping[str, Sequence[float]], words: Sequence[str], axis: Axes, title: str) -> None:
+    """Shade each word of a sentence by a share from 0 to 1, one line of the sentence per row; rows: name -> shares."""
+    shares = np.array([np.asarray(values, dtype=float) for values in rows.values()])  # (rows, words)
+    colour = np.broadcast_to(to_rgb(COLOURS["concentrated"]), (*shares.shape, 3))
+    axis.imshow(np.concatenate([colour, shares[..., None]], axis=-1), aspect="auto")
+    for (row, column), value in np.ndenumerate(shares):
+        ink, weight = ("white", "bold") if value > 0.5 else (INK, "normal")
+        axis.text(column, row, words[column], ha="center", va="center", fontsize=8, color=ink, fontweight=weight)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set(xticks=[], title=title)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)

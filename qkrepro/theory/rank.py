@@ -28,7 +28,7 @@ def rank_residual(x: Float[Tensor, "*batch T d"], norm: ResidualNorm = "frobeniu
     "frobenius": the mean token is the exact minimiser over all tokens; the value lies between 0 (equal tokens) and 1.
     "l1-linf": √(‖·‖₁ ‖·‖_∞), largest absolute column sum times largest absolute row sum (no norm: it violates the
     triangle inequality). The mean token is not its minimiser: the value is at least the minimum of Dong et al. and at
-    most twice it, and can exceed 1; `smallest_l1_linf_residual` computes the minimum itself.
+    most twice it, and can exceed 1.
     x: (..., T, d). Returns float64, (...).
     Raises ShapeError for fewer than two dimensions, ArgumentError for non-finite values, all-zero tokens, another norm.
     Source: arXiv 2103.03404; the factor of two is derived in the book, "Rank collapse".

@@ -18,6 +18,7 @@ from qkrepro.chapters.rank_collapse import (
     judged_rows,
     plot_attention_patterns,
     plot_depth,
+    token_similarities,
 )
 from qkrepro.evidence.claims import claim_named, judge, sensitivity
 from qkrepro.theory.depth import Stack
@@ -120,6 +121,14 @@ def test_judged_rows_carry_the_entropy_of_the_first_layer(depth):
     found = judged.merge(depth[depth["layer"] == 1], on=keys)
     assert len(found) == len(judged)
     assert found["first_entropy_ratio"].tolist() == found["entropy_ratio"].tolist()
+
+
+def test_similarities_begin_with_the_input_and_end_alike_without_a_mean():
+    similarities = token_similarities(0.0, 16.0, Stack(layers=12, length=12, dim=16), seed=0)
+    assert len(similarities) == 13
+    assert all(torch.allclose(matrix.diagonal(), torch.ones(12, dtype=torch.float64)) for matrix in similarities)
+    assert similarities[0].min() < 0.9
+    assert similarities[-1].min() > 0.99
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_walks_pass_what_the_exact_law_says_and_their_parts_average_to_the_level
 
 
 def test_parts_that_do_not_divide_the_walk_are_refused():
-    with pytest.raises(ArgumentError, match="parts is 3; allowed: a divisor of the length, 32"):
+    with pytest.raises(ArgumentError, match="parts must be a divisor of the length 32, got 3"):
         antisymmetric_walks([1.0], dim=4, length=32, draws=10, parts=3, generator=generator())
 
 
