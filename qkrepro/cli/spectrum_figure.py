@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from qkrepro.evidence.style import use_style
+from qkrepro.evidence.style import WIDTH, use_style
 
 
 def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.complex128]]) -> Figure:
@@ -26,7 +26,7 @@ def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.comple
     for name in ("part", "distance"):
         if name in first:
             first = first[first[name] == first[name].iloc[0]]
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.4))
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.9))
     grid = first.pivot(index="layer", columns="head", values="trace_z")
     bound = float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0
     sns.heatmap(
@@ -35,9 +35,9 @@ def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.comple
         cmap="vlag",
         vmin=-bound,
         vmax=bound,
-        cbar_kws={"label": r"$\mathrm{tr}\,W\,/\,\Vert W\Vert_F$, standard deviations"},
+        cbar_kws={"label": "standard deviations from random heads", "location": "bottom"},
     )
-    axes[0].set(title="Trace against random heads", xlabel="head", ylabel="layer")
+    axes[0].set(title=r"Trace over $\Vert W\Vert_F$", xlabel="head", ylabel="layer")
     axes[0].grid(False)
     _spectra(axes[1], table, eigenvalues)
     return figure
@@ -61,4 +61,4 @@ def _spectra(ax: Axes, table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.com
     ax.set_aspect("equal")
     if outside := int((reach > limit).sum()):
         ax.annotate(f"{outside} of {len(reach)} lie outside", (0.02, 0.02), xycoords="axes fraction", fontsize="small")
-    plt.gcf().colorbar(shown, ax=ax, label="layer")
+    plt.gcf().colorbar(shown, ax=ax, label="layer", location="bottom")

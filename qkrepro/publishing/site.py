@@ -32,6 +32,7 @@ from qkrepro.publishing.notebooks import code_cells, read_notebook
 from qkrepro.publishing.provenance import write_provenance
 from qkrepro.publishing.revision import book_revision, last_change
 from qkrepro.publishing.site_check import site_problems
+from qkrepro.publishing.spectrum_example import write_spectrum_example
 
 MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
 
@@ -105,6 +106,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     write_explorer(root, work)
     write_provenance(root, work, profile)
     write_threshold_figures(work / "book" / "generated")
+    write_spectrum_example(work / "book" / "generated")
     judged = verdicts()
     changes = changes_page(changed_since_the_first_edition(root, judged))
     (work / "book" / "generated" / "changes.md").write_text(changes, encoding="utf-8")
