@@ -51,7 +51,22 @@ def null_draws(products: HeadProducts, *, eigenvalues: bool = True, threads: int
 
 
 def random_heads(d_head: int, d_model: int, draws: int, seed: int, cov: Any = None) -> HeadProducts:
-    """Return the products of random heads; with a covariance (d_model, d_model) of the tokens, those of Σ^½ W Σ^½."""
+    """Return the products of random heads.
+
+    Parameters
+    ----------
+    d_head, d_model
+        Their shape.
+    draws, seed
+        Their number and the seed of the draws.
+    cov
+        Covariance Σ of the tokens, (d_model, d_model), for the products of Σ^½ W Σ^½; None is the identity.
+
+    Returns
+    -------
+    HeadProducts
+        Products (draws, d_head, d_head).
+    """
     if cov is None:
         return random_products(d_head, d_model, draws, seed)
     generator = np.random.default_rng(seed)
@@ -93,7 +108,19 @@ def percentile(value: Any, draws: Any) -> Array:
 
 
 def localization_of(trace: Array, trace_sq: Array, frobenius_sq: Array, temperature: float) -> tuple[Array, ...]:
-    """Return the index, centre and level of the T → ∞ profile of the moments, (...) each.
+    """Return the index, centre and level of the T → ∞ profile of the moments.
+
+    Parameters
+    ----------
+    trace, trace_sq, frobenius_sq
+        tr M, tr M² and ‖M‖_F², (...) each.
+    temperature
+        λ > 0.
+
+    Returns
+    -------
+    tuple of arrays
+        Index, centre and level, (...) each.
 
     Source: book, "Theory: signal propagation".
     """

@@ -58,15 +58,16 @@ class QKParameters:
 
     def split(
         self, query: Tensor, key: Tensor
-    ) -> tuple[Float[Tensor, "heads d_head d_model"], Float[Tensor, "heads d_head d_model"]]:
+    ) -> tuple[Float[Tensor, "heads d_head d_model"], Float[Tensor, "heads d_key key_width"]]:
         """Return w_q and w_k, (heads, d_head, d_model), of tensors laid out like the parameters: weights or gradients.
 
-        They are views, except that a key head shared by several query heads is repeated.
+        They are views, except that a key head shared by several query heads is repeated. Sizes are the caller's to
+        check: keys may have another width.
         """
         w_q, w_k = split_heads(query, key, self.layout, self.heads, self.kv_heads, transposed=self.transposed)
         return w_q, w_k.repeat_interleave(self.heads // self.kv_heads, dim=0) if self.grouped else w_k
 
-    def weights(self) -> tuple[Float[Tensor, "heads d_head d_model"], Float[Tensor, "heads d_head d_model"]]:
+    def weights(self) -> tuple[Float[Tensor, "heads d_head d_model"], Float[Tensor, "heads d_key key_width"]]:
         """Return w_q and w_k, (heads, d_head, d_model)."""
         return self.split(self.query, self.key)
 

@@ -1,6 +1,6 @@
 """How alike the tokens of a sequence are: residual to equal tokens, mean cosine similarity, stable rank.
 
-Tokens are (..., T, d), one row a token, of any floating dtype; measures are float64 with the leading shape.
+Tokens are (..., T, d), one row per token, of any floating dtype; measures are float64 with the leading shape.
 Source: book, "Rank collapse"; Dong, Cordonnier, Loukas 2021 (arXiv 2103.03404); Noci et al. 2022 (arXiv 2206.03126).
 """
 

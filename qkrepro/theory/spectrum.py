@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # shapes in types are for mypy and the tests
 
 @dataclass(frozen=True)
 class SpectrumMoments:
-    """Moments of W, one number a matrix: float64 tensors with the leading (batch) shape of the weights.
+    """Moments of W, one number per matrix: float64 tensors with the leading (batch) shape of the weights.
 
     `eigen_variance` is tr W²/d − (tr W/d)². For complex eigenvalues it is the mean of (λ − mean)², not of |λ − mean|²,
     and can be negative: a plane rotation by 90 degrees has eigenvalues ±i and variance −1.

@@ -1,4 +1,4 @@
-"""Every numbered proposition on entropy, rank and LocAteR, simulated; one test a proposition, named after its label.
+"""Every numbered proposition on entropy, rank and LocAteR, simulated; one test per proposition, named after its label.
 
 Oracles are simulations, quadrature and searches written out here. The other propositions, and the test that none is
 without a test, are in test_theory_statements.py.

@@ -1,6 +1,6 @@
 """Every numbered proposition of the theory pages, simulated: setting, linearised softmax, signal propagation.
 
-One test a proposition, named after its label. Oracles are simulations and sums written out here, not the package.
+One test per proposition, named after its label. Oracles are simulations and sums written out here, not the package.
 The propositions on entropy, rank and LocAteR are in test_theory_collapse_and_locater.py and in the modules beside it.
 """
 
