@@ -123,10 +123,12 @@ def chapter_map(work: Path, toc: Mapping[str, Any]) -> str:
 
 
 def _question(work: Path, page: str) -> str:
-    """Return the first paragraph below title and answer box of a notebook, for a cell; "" for other pages."""
-    if not (work / f"{page}.ipynb").is_file():
-        return ""
-    first = next(cell.source for cell in read_notebook(work / f"{page}.ipynb").cells if cell.cell_type == "markdown")
+    """Return the first paragraph below title and answer box of a page, for a cell."""
+    if (work / f"{page}.ipynb").is_file():
+        cells = read_notebook(work / f"{page}.ipynb").cells
+        first = next(cell.source for cell in cells if cell.cell_type == "markdown")
+    else:
+        first = (work / f"{page}.md").read_text(encoding="utf-8")
     text = re.split(r"^# .*$", first, maxsplit=1, flags=re.MULTILINE)[-1].strip()
     text = re.sub(r"^(:{3,}|`{3,})\{.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL).strip()
     sentence = " ".join(re.split(r"\n\s*\n", text)[0].split()).replace("|", "\\|")
