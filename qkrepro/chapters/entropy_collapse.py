@@ -209,7 +209,7 @@ def plot_rows(rows: Tensor, dispersions: Sequence[float], axes: Sequence[Axes]) 
         count = float(attention_entropy(weights).exp())
         axis.bar(range(1, len(weights) + 1), weights, width=0.9, color=COLOURS["dispersed"], linewidth=0)
         reads = "1 token" if round(count) == 1 else f"{count:.0f} tokens"
-        axis.set(title=f"dispersion {dispersion:g}: reads {reads}", xlabel="token", ylabel="weight", ylim=(0, 1.03))
+        axis.set(title=f"Dispersion {dispersion:g}: reads {reads}", xlabel="token", ylabel="weight", ylim=(0, 1.03))
         axis.label_outer()
 
 

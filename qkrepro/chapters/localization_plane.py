@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from qkrepro.errors import check_integer, check_number
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
-from qkrepro.evidence.style import DISPERSION_LABEL, MEAN_LABEL, PALETTE
+from qkrepro.evidence.style import COLOURS, DISPERSION_LABEL, MEAN_LABEL, PALETTE
 from qkrepro.evidence.verdicts import LOCALIZED, share_verdict, universal_verdict
 from qkrepro.theory.propagation import localization, signal_propagation, signal_propagation_limit
 from qkrepro.theory.spectrum import matrix_moments, random_spectrum_matrix
@@ -291,7 +291,9 @@ def plot_counterexamples(
     """One panel a title: ρ_θ of each matrix named there, with its localization index L in the legend."""
     index = table.set_index("name")["index"]
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        for name, colour, line in zip(names, PALETTE, ("-", "--", "-."), strict=False):
+        for name in names:
+            kind = "dispersed" if name.startswith("σ²/μ²") else "concentrated"
+            colour, line = (PALETTE[3], "-.") if "not symmetric" in name else (COLOURS[kind], "-")
             curve, label = profiles[profiles["name"] == name], f"{name}: L = {index[name]:.2f}"
             axis.plot(curve["theta"], curve["rho"], line, color=colour, linewidth=2.2, label=label)
         axis.set(title=title, xlabel="location θ = i/T", ylabel="ρ, probability", ylim=(-0.04, 1.04), xlim=(0, 1.02))
