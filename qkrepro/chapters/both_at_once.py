@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, QuadMesh
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
-from qkrepro.evidence.style import DISPERSION_LABEL, MEAN_LABEL
+from qkrepro.evidence.style import DISPERSION_LABEL, INK, MEAN_LABEL, PALETTE
 from qkrepro.evidence.verdicts import HALF, above, both, either, settings_verdict
 from qkrepro.evidence.wording import plain
 from qkrepro.theory.depth import Spectrum, Stack, depth_experiment
@@ -169,15 +169,15 @@ def label_region(axis: Axes, x: float, y: float, text: str, **style: Any) -> Non
     axis.text(x, y, text, path_effects=HALO, transform=axis.transAxes, **settings)
 
 
-def plot_windows(summary: pd.DataFrame, axes: Sequence[Axes]) -> None:
+def plot_windows(summary: pd.DataFrame, axes: Sequence[Axes], titles: Mapping[str, str] | None = None) -> None:
     """Medians of both ratios over the mean, one panel a setting: solid at the least dispersion, dotted at the greatest.
 
     summary: panel, mean_scaled, dispersion, quantity, estimate, low, high, safe. Means at which the
-    least dispersion is safe are shaded.
+    least dispersion is safe are shaded. titles: panel -> its title, by default its name.
     """
     for axis, (panel, rows) in zip(axes, summary.groupby("panel", sort=False), strict=True):
         least = rows["dispersion"] == rows["dispersion"].min()
-        for quantity, colour in zip(QUANTITIES, ("C0", "C1"), strict=True):
+        for quantity, colour in zip(QUANTITIES, (PALETTE[3], PALETTE[4]), strict=True):
             for name, chosen, line_style in (("concentrated", least, "-"), ("dispersed", ~least, ":")):
                 line = rows[chosen & (rows["quantity"] == quantity)].sort_values("mean_scaled")
                 label = f"{quantity}, {name}"
@@ -185,8 +185,8 @@ def plot_windows(summary: pd.DataFrame, axes: Sequence[Axes]) -> None:
                 axis.fill_between(line["mean_scaled"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
         for low, high in _safe_spans(rows):
             axis.axvspan(low, high, color=SAFE_COLOUR, alpha=0.15, linewidth=0)
-        axis.axhline(HALF, color="0.4", linestyle=":", linewidth=1)
-        axis.set(title=panel, ylim=(0, 1.08), xlabel="mean ξ/λ")
+        axis.axhline(HALF, color=INK, linestyle=":", linewidth=1)
+        axis.set(title=(titles or {}).get(str(panel), panel), ylim=(0, 1.08), xlabel="mean ξ/λ")
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from torch import Generator, Tensor
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
-from qkrepro.evidence.style import DISPERSION_LABEL
+from qkrepro.evidence.style import COLOURS, DISPERSION_LABEL, INK, PALETTE, draw_intervals
 from qkrepro.evidence.verdicts import HALF, ROUNDING, above, both, settings_verdict
 from qkrepro.evidence.wording import plain
 from qkrepro.theory.attention import attention_entropy, softmax_attention
@@ -193,17 +192,40 @@ def entropy_bound(tables: Tables, share: float = TENTH) -> Verdict:
     return verdict._replace(outcome="not reproduced") if violated else verdict
 
 
+def attention_rows(dispersions: Sequence[float], *, length: int, dim: int, seed: int) -> Tensor:
+    """Return what one query reads of the same independent tokens under growing spectra of mean zero, (S, T).
+
+    dispersions: √(dσ²)/λ of one and the same matrix, scaled. The query is not among the tokens that it reads.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(length + 1, dim, generator=generator, dtype=torch.float64)
+    logits = x[-1] @ _matrix(Spectrum(0.0, 1.0), dim, generator) @ x[:-1].mT  # (T,), at a dispersion of one
+    return softmax_attention(torch.tensor(dispersions, dtype=torch.float64)[:, None] * logits)
+
+
+def plot_rows(rows: Tensor, dispersions: Sequence[float], axes: Sequence[Axes]) -> None:
+    """Draw one row of attention as bars per panel, with the number of tokens that it reads, e to the entropy."""
+    for axis, weights, dispersion in zip(axes, rows, dispersions, strict=True):
+        count = float(attention_entropy(weights).exp())
+        axis.bar(range(1, len(weights) + 1), weights, width=0.9, color=COLOURS["dispersed"], linewidth=0)
+        reads = "1 token" if round(count) == 1 else f"{count:.0f} tokens"
+        axis.set(title=f"Dispersion {dispersion:g}: reads {reads}", xlabel="token", ylabel="weight", ylim=(0, 1.03))
+        axis.label_outer()
+
+
 def plot_entropy_over_dispersion(summary: pd.DataFrame, column: str, axis: Axes) -> None:
-    """Entropy ratio over dispersion with 95% intervals, one line a mean.
+    """Entropy ratio over dispersion with 95% intervals, one line a mean: the colour is its sign, the line its size.
 
     summary: mean_scaled, dispersion and the interval (estimate, low, high) of `column`, one row a cell.
     """
-    means = sorted(summary["mean_scaled"].unique())
-    for mean, colour in zip(means, sns.diverging_palette(250, 20, l=60, n=len(means), center="dark"), strict=True):
-        line, colour = summary[summary["mean_scaled"] == mean], "0.5" if mean == 0 else colour
-        axis.plot(line["dispersion"], line["estimate"], marker="o", markersize=3, color=colour, label=plain(mean))
+    means = sorted(summary["mean_scaled"].unique(), reverse=True)
+    lines = dict(zip(sorted({abs(mean) for mean in means if mean}, reverse=True), ("-", "--", ":", "-."), strict=False))
+    for mean in means:
+        line, style = summary[summary["mean_scaled"] == mean], lines.get(abs(mean), "-")
+        colour = INK if mean == 0 else PALETTE[3] if mean > 0 else PALETTE[4]
+        axis.plot(line["dispersion"], line["estimate"], style, color=colour, label=plain(mean))
         axis.fill_between(line["dispersion"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
-    axis.axhline(HALF, color="0.4", linestyle=":", linewidth=1)
+    axis.axhline(HALF, color=INK, linestyle=":", linewidth=1)
     axis.set(xscale="log", ylim=(0, 1.03), xlabel=DISPERSION_LABEL, ylabel=column)
 
 
@@ -212,11 +234,10 @@ def plot_bound(table: pd.DataFrame, standard: float, axis: Axes) -> None:
 
     table: temperature, quantity, estimate, low, high (nats). standard: the temperature √d, marked.
     """
-    for number, (quantity, line) in enumerate(table.groupby("quantity", sort=False)):
-        colour = f"C{(number + 3) % 6}"
-        axis.plot(line["temperature"], line["estimate"], color=colour, label=quantity, marker="o", markersize=3)
+    for (quantity, line), colour in zip(table.groupby("quantity", sort=False), (INK, *PALETTE[2:]), strict=False):
+        axis.plot(line["temperature"], line["estimate"], color=colour, label=quantity, marker="o", markersize=4)
         axis.fill_between(line["temperature"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
-    axis.axvline(standard, color="0.4", linestyle=":", linewidth=1)
+    axis.axvline(standard, color=INK, linestyle=":", linewidth=1)
     axis.set(xscale="log", xlabel="temperature λ", ylabel="entropy, nats")
 
 
@@ -225,12 +246,11 @@ def plot_deficit(table: pd.DataFrame, axis: Axes) -> None:
 
     table: spectrum, temperature, predicted, estimate, low, high (nats). At high temperature the product is constant.
     """
-    for number, (spectrum, line) in enumerate(table.groupby("spectrum", sort=False)):
-        scale, colour = line["temperature"] ** 2, f"C{number}"
-        bars = [scale * (line["estimate"] - line["low"]), scale * (line["high"] - line["estimate"])]
-        axis.plot(line["temperature"], scale * line["predicted"], color=colour)
-        points: dict[str, Any] = {"fmt": "o", "markersize": 4, "capsize": 2, "color": colour, "label": str(spectrum)}
-        axis.errorbar(line["temperature"], scale * line["estimate"], yerr=bars, **points)
+    for (spectrum, line), other in zip(table.groupby("spectrum", sort=False), PALETTE[2:], strict=False):
+        colour = COLOURS.get(str(spectrum), other)
+        scaled = line[["predicted", "estimate", "low", "high"]].mul(line["temperature"] ** 2, axis=0)
+        axis.plot(line["temperature"], scaled["predicted"], color=colour)
+        draw_intervals(axis, line["temperature"], scaled, color=colour, capsize=2, label=str(spectrum))
     axis.set(xscale="log", yscale="log", xlabel="temperature λ", ylabel="entropy deficit × λ², nats")
 
 

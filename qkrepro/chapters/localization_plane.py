@@ -13,14 +13,14 @@ from torch import Generator, Tensor
 
 from qkrepro.errors import check_integer, check_number
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
-from qkrepro.evidence.style import DISPERSION_LABEL
+from qkrepro.evidence.style import COLOURS, DISPERSION_LABEL, MEAN_LABEL, PALETTE
 from qkrepro.evidence.verdicts import LOCALIZED, share_verdict, universal_verdict
 from qkrepro.theory.propagation import localization, signal_propagation, signal_propagation_limit
 from qkrepro.theory.spectrum import matrix_moments, random_spectrum_matrix
 
 BROAD = 0.1  # localization index below which a profile counts as broad
 REACH = 10.0  # |tr M|(T − 1)/λ from which an index of 0.3 is within reach: tokens at 0.4 of either side are shut out
-BOX = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2.0}
+BOX = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 2.0}
 
 
 class Counterexample(NamedTuple):
@@ -268,35 +268,37 @@ def plot_plane(
     grid, index = (plane.pivot(index="dispersion", columns="mean_scaled", values=name) for name in (column, "index"))
     x, y = grid.columns.to_numpy(), grid.index.to_numpy()
     mesh = axis.pcolormesh(x, y, grid.to_numpy(), cmap=colours, vmin=limits[0], vmax=limits[1], shading="nearest")
-    colorbar = axis.figure.colorbar(mesh, ax=axis, location="top", shrink=0.9)
-    colorbar.set_label(label)
+    axis.figure.colorbar(mesh, ax=axis, label=label, aspect=16)
     axis.contour(x, y, index.to_numpy(), levels=[contour], colors="black", linewidths=1.4)
     for boundary in (-2, 2):
         axis.axvline(boundary, color="white", linestyle="--", linewidth=1.2)
-    axis.set(yscale="log", xlabel="tr M / λ", ylabel=DISPERSION_LABEL)
+    axis.set(yscale="log", xlabel=MEAN_LABEL, ylabel=DISPERSION_LABEL)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.label_outer()
+    axis.set_yticks(ticks := [t for t in (0.03, 0.1, 0.3, 1, 3, 10) if y[0] <= t <= y[-1]], [f"{t:g}" for t in ticks])
+    axis.minorticks_off()
+    axis.grid(False)
 
 
 def mark_regimes(axis: Axes, places: Mapping[str, tuple[float, float]]) -> None:
     """Write the name of each regime at its place (tr M / λ, √(d σ²) / λ)."""
     for name, (mean, dispersion) in places.items():
-        axis.text(mean, dispersion, name, ha="center", va="center", fontsize="small", bbox=BOX)
+        axis.text(mean, dispersion, name, ha="center", va="center", fontsize="small", color="black", bbox=BOX)
 
 
 def plot_counterexamples(
     profiles: pd.DataFrame, table: pd.DataFrame, panels: Mapping[str, Sequence[str]], axes: Sequence[Axes]
 ) -> None:
-    """One panel a title: ρ_θ of each matrix named there, with its localization index L in the legend below."""
+    """One panel a title: ρ_θ of each matrix named there, with its localization index L in the legend."""
     index = table.set_index("name")["index"]
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
         for name in names:
-            curve = profiles[profiles["name"] == name]
-            axis.plot(curve["theta"], curve["rho"], linewidth=1.8, label=f"{name}: L = {index[name]:.2f}")
-        axis.set(title=title, xlabel="location θ = i/T", ylim=(-0.04, 1.04), xlim=(0, 1.02))
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
+            kind = "dispersed" if name.startswith("σ²/μ²") else "concentrated"
+            colour, line = (PALETTE[3], "-.") if "not symmetric" in name else (COLOURS[kind], "-")
+            curve, label = profiles[profiles["name"] == name], f"{name}: L = {index[name]:.2f}"
+            axis.plot(curve["theta"], curve["rho"], line, color=colour, linewidth=2.2, label=label)
+        axis.set(title=title, xlabel="location θ = i/T", ylabel="ρ, probability", ylim=(-0.04, 1.04), xlim=(0, 1.02))
+        axis.legend(loc="upper left")
         axis.label_outer()
-    axes[0].set_ylabel("ρ, share not saturated")
 
 
 CLAIMS = (

@@ -176,6 +176,19 @@ def linearisation_first_order(tables: Tables, bound: float = 0.1) -> Verdict:
     return Verdict("reproduced" if is_small else "partly", because)
 
 
+def plot_peaks(table: pd.DataFrame, axis: Axes) -> None:
+    """Draw the share of unsaturated keys and the gradient mass of softmax over the height of the peak; named directly.
+
+    table: of `peaked_rows`.
+    """
+    for column, name, colour in (("unsaturated", "counted as unsaturated", LINEAR), ("mass", "gradient mass", SOFTMAX)):
+        axis.plot(table["peak"], table[column], color=colour, linewidth=2.5)
+        middle = table.iloc[2 * len(table) // 3]
+        axis.annotate(name, (middle["peak"], middle[column]), (0, 8 if column == "mass" else -16), color=colour,
+                      textcoords="offset points", ha="center", fontweight="bold")  # fmt: skip
+    axis.set(xlabel="height of the one logit above the others / λ", ylabel="share", ylim=(-0.03, 1.05))
+
+
 def plot_moved_logit(table: pd.DataFrame, length: int, axis: Axes) -> None:
     """Draw the weight of the moved key under both functions, and name the places where something happens.
 
