@@ -4,10 +4,12 @@ Read from the notebooks, the profiles and the records when the site is built; no
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from qkrepro.evidence.numbers import COMMITTED_PROFILE
 from qkrepro.publishing.execution import Chapter, find_chapters
@@ -15,12 +17,19 @@ from qkrepro.publishing.notebooks import read_notebook
 from qkrepro.publishing.revision import file_revision
 from qkrepro.training.records import is_recorded, read_run
 
+EXACT = "no randomness"
+COMPUTED_HERE = re.compile(  # captions of figures that rest on no record, in chapters that read some
+    "no randomness|while this page was executed|synthetic text|random start|random tokens|made learning|example text"
+)
+
 
 @dataclass(frozen=True)
 class FigureOrigin:
     """One figure: what drew it, with which profile and seeds, from which records, and the command that draws it again.
 
-    cell: number that the cell bears in the executed notebook. revision: of the commit that holds the outputs shown.
+    cell: number that the cell bears in the executed notebook. seeds, reads: of the whole chapter. chance: what the
+    figure itself owes to chance. recorded: whether its caption leaves it to the records that the chapter reads.
+    revision: of the commit that holds the outputs shown.
     """
 
     name: str
@@ -31,6 +40,8 @@ class FigureOrigin:
     reads: tuple[str, ...]
     revision: str
     command: str
+    chance: str = ""
+    recorded: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,9 @@ def figure_origins(root: Path, profile: str = COMMITTED_PROFILE) -> list[FigureO
             continue
         revision = "not committed" if profile != COMMITTED_PROFILE else file_revision(root, chapter.target)
         for cell in read_notebook(chapter.target).cells:
-            name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-            if name:
-                origins.append(_origin(chapter, name, cell.execution_count, revision))
+            figure = cell.metadata.get("mystnb", {}).get("figure", {})
+            if name := figure.get("name"):
+                origins.append(_origin(chapter, name, figure.get("caption", ""), cell.execution_count, revision))
     return origins
 
 
@@ -118,11 +129,23 @@ def _records_section(figures: Sequence[FigureOrigin], records: Sequence[RecordOr
     return "\n".join(parts)
 
 
-def _origin(chapter: Chapter, name: str, cell: int, revision: str) -> FigureOrigin:
+def _origin(chapter: Chapter, name: str, caption: str, cell: int, revision: str) -> FigureOrigin:
     seeds = ", ".join(f"{key} = {chapter.parameters[key]}" for key in ("seed", "seeds") if key in chapter.parameters)
     option = "--force" if chapter.profile == COMMITTED_PROFILE else f"--profile {chapter.profile} --force"
     command = f"qkrepro figures {chapter.name} {option}"
-    return FigureOrigin(name, chapter.name, cell, chapter.profile, seeds, chapter.reads, revision, command)
+    recorded = any(name.startswith("results/") for name in chapter.reads)
+    recorded &= "WikiText-2" in caption or not COMPUTED_HERE.search(caption)
+    made = (chapter.name, cell, chapter.profile, seeds, chapter.reads, revision, command)
+    return FigureOrigin(name, *made, _chance(caption, chapter.parameters, recorded=recorded), recorded)
+
+
+def _chance(caption: str, parameters: Mapping[str, Any], *, recorded: bool) -> str:
+    """Return what a figure owes to chance: its caption has the first word, then the chapter's own seed."""
+    if EXACT in caption:
+        return EXACT
+    if recorded or re.search(r"\bseeds?\b", caption):
+        return "seeds as its caption says" if re.search(r"\bseeds?\b", caption) else ""
+    return f"seed {parameters['seed']}" if "seed" in parameters else ""
 
 
 def _record(root: Path, folder: Path) -> RecordOrigin:

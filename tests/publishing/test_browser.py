@@ -44,6 +44,7 @@ SHARES = """() => {
   const outermost = drawn.filter((part) => !part.parentElement.closest("figure, svg[role=img]"));
   return [tall(code.filter((part) => !part.closest(".cell_output"))), tall(outermost)];
 }"""  # visible source, shell lines too but no output; figures with their captions, drawings and plots, each once
+PHONE_FRONT_PAGE = 3500  # pixels high at most, 400 wide
 OFF_GRID = [(7.3, 1.9), (-21.4, 0.6), (0.0, 5.1)]  # places of the plane: mean, dispersion
 CHECKED = ["intro", "plane", "claims", "provenance", "setting", "notation", "glossary", "your_model"]
 
@@ -178,6 +179,16 @@ def test_the_front_page_leads_to_a_chapter_by_keyboard_alone(address: str, brows
             break
     page.keyboard.press("Enter")
     page.wait_for_url("**/notebooks/*.html")
+    page.close()
+
+
+def test_the_front_page_is_short_on_a_phone_and_its_rows_scroll_by_themselves(address: str, browser: object) -> None:
+    page = browser.new_page(viewport={"width": 400, "height": 900})
+    page.goto(f"{address}/book/intro.html")
+    page.evaluate(READY)
+    assert page.evaluate("document.documentElement.scrollHeight") <= PHONE_FRONT_PAGE
+    for row in (".verdict-strip ul", ".start-cards .sd-row"):
+        assert page.locator(row).first.evaluate("row => row.scrollWidth > row.clientWidth + 100")
     page.close()
 
 

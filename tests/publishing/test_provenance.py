@@ -124,13 +124,34 @@ def test_the_map_names_every_page_and_the_question_of_every_chapter(copy: Copy) 
             assert not part.get("numbered") or line.split("|")[2].strip().endswith(("?", ".", "`", ")")), line
 
 
+def test_an_origin_agrees_with_the_caption_of_its_figure() -> None:
+    captions = {
+        figure["name"]: figure.get("caption", "")
+        for name in chapter_names(ROOT)
+        for cell in json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        if (figure := cell["metadata"].get("mystnb", {}).get("figure"))
+    }
+    origins = figure_origins(ROOT)
+    assert {origin.recorded for origin in origins} == {True, False}
+    for origin in origins:
+        caption = captions[origin.name]
+        assert not (origin.recorded and "while this page was executed" in caption), origin.name
+        assert ("no randomness" in caption) == (origin.chance == "no randomness"), origin.name
+        if re.search(r"\bseeds?\b", caption):
+            assert not re.search(r"\d", origin.chance), origin.name
+        if "results/" not in " ".join(origin.reads):
+            assert not origin.recorded, origin.name
+
+
 @pytest.mark.slow
-def test_under_each_built_figure_stand_its_cell_and_the_command(built: Copy) -> None:
+def test_under_each_built_figure_stand_folded_its_cell_and_the_command(built: Copy) -> None:
     for origin in figure_origins(built.root):
         page = built.root / "_build" / "html" / "notebooks" / f"{origin.chapter}.html"
         text = page.read_text(encoding="utf-8").split(f'<figure class="align-default" id="{origin.name}">')[1]
-        line = re.search(r'<p class="figure-origin">.*?</p>', text, re.DOTALL)[0]
+        line = re.search(r'<details class="figure-origin">.*?</details>', text, re.DOTALL)[0]
         words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", line))
         assert origin.command in words
         assert f"cell {origin.cell}" in words
+        assert ("From " in words) is origin.recorded
+        assert origin.chance in words
         assert f'id="cell-{origin.cell}"' in page.read_text(encoding="utf-8")
