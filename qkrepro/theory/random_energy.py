@@ -76,6 +76,23 @@ def mean_entropy(count: int, spread: float) -> float:
     return float(_expected_row(count, spread, nothing).entropy)
 
 
+def mean_participation(count: int, spread: float) -> float:
+    """Return the expected Σ a² of the softmax of n independent N(0, s²) logits, exact for n >= 1 and s >= 0.
+
+    By z^{−2} = ∫ t e^{−tz} dt it is n ∫ E[(t e^{sg})² e^{−t e^{sg}}] ψ(t)^{n−1} dt/t; to 1e-5 up to n = 10¹². Its limit
+    at fixed b is max(1 − 1/b, 0). Raises ArgumentError for n < 1 or s < 0. Source: Derrida 1981; finite form ours.
+    """
+    check_integer("count", count, at_least=1)
+    check_number("spread", spread, at_least=0)
+    end = REACH * spread + 5
+    u = torch.arange(-(end + math.log(count) + 40), end, STEP, dtype=torch.float64)  # (U,), log t
+    g, density = _standard_normal(spread)
+    scale = (u[:, None] + spread * g).clamp(max=300).exp()  # (U, G), beyond it e^{−scale} is zero
+    log_psi = torch.log1p(-(-torch.expm1(-scale) @ density).clamp(max=1 - 1e-16))  # (U,)
+    integrand = count * ((count - 1) * log_psi).exp() * ((scale.square() * (-scale).exp()) @ density)
+    return float(integrand.sum() * STEP)
+
+
 def expected_row(count: int, spread: float, own: Float[Tensor, "*shape"]) -> ExpectedRow:
     """Return the expected entropy and own weight of a row of n independent N(0, s²) logits and one own logit, exact.
 
