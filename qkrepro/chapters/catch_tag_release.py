@@ -150,7 +150,7 @@ def average_is_learnt_so(tables: Tables, sink: float = SINK) -> Verdict:
         f"run {row['run']:.0f}": both(row["catch"] >= sink, row["tag"] >= HALF, row["release"] >= HALF)
         for row in learnt.to_dict("records")
     }
-    return settings_verdict(cases, told=f"{len(learnt)} of {len(tables['runs'])} runs learnt")
+    return settings_verdict(cases, remark=f"{len(learnt)} of {len(tables['runs'])} runs learnt")
 
 
 def sinks_have_outliers(tables: Tables) -> Verdict:
