@@ -14,7 +14,7 @@ from qkrepro.publishing.claims_pages import STORED, all_claims, changed_verdicts
 
 SETTINGS = (  # columns that a chapter chooses: the grid of an experiment, not what is measured on it
     *("spread", "mean_scaled", "dispersion", "spread_scaled", "kappa", "temperature", "best_epoch", "last_epoch"),
-    *("growth", "alpha", "weight"),
+    *("growth", "alpha", "weight", "ratio", "factor", "scaled_mean"),
 )
 ABSTRACT = (
     "the small eigenspectrum variance prevents both rank and entropy collapse, leading to better model expressivity "
