@@ -139,25 +139,12 @@ def gains(results: pd.DataFrame, better: str, worse: str, column: str) -> "pd.Se
     return wide[better] - wide[worse]
 
 
-def gained(results: pd.DataFrame, better: str, worse: str, column: str, bar: float) -> Verdict:
-    """Judge the column's gain by number and kind of questions: prior, questions, kind, run, accuracy, attention."""
-    groups = gains(results, better, worse, column).groupby(["questions", "kind"], sort=False)
+def gained(
+    tables: Tables, bar: float = 0.0, *, better: str = RIGHT, worse: str = NONE, column: str = "accuracy"
+) -> Verdict:
+    """Judge what one prior adds: `results` has prior, questions, kind, run, accuracy, attention."""
+    groups = gains(tables["results"], better, worse, column).groupby(["questions", "kind"], sort=False)
     return settings_verdict({f"{n} questions, {kind}": above(t_interval(line), bar) for (n, kind), line in groups})
-
-
-def accuracy_gained(tables: Tables, bar: float = 0.0) -> Verdict:
-    """Judge the accuracy that the right prior adds; `results` as above."""
-    return gained(tables["results"], RIGHT, NONE, "accuracy", bar)
-
-
-def attention_gained(tables: Tables, bar: float = 0.0) -> Verdict:
-    """Judge the attention on the right cell that the right prior adds."""
-    return gained(tables["results"], RIGHT, NONE, "attention", bar)
-
-
-def random_prior_loses(tables: Tables) -> Verdict:
-    """Judge the accuracy that a prior on random cells takes away."""
-    return gained(tables["results"], NONE, RANDOM, "accuracy", 0.0)
 
 
 def helps_most_when_scarce(tables: Tables) -> Verdict:
@@ -165,6 +152,16 @@ def helps_most_when_scarce(tables: Tables) -> Verdict:
     wide = gains(tables["results"], RIGHT, NONE, "accuracy").unstack("questions").sort_index(axis=1)
     groups = (wide.iloc[:, 0] - wide.iloc[:, -1]).groupby(level="kind") if len(wide) else ()
     return settings_verdict({str(kind): above(t_interval(line), 0.0) for kind, line in groups})
+
+
+def attention_gained(tables: Tables, bar: float = 0.0) -> Verdict:
+    """Judge what the right prior adds to the attention on the cell that is meant; table as in `gained`."""
+    return gained(tables, bar, column="attention")
+
+
+def harmed_by_a_wrong_prior(tables: Tables) -> Verdict:
+    """Judge whether accuracy without a prior is above that with one on random cells; table as in `gained`."""
+    return gained(tables, better=NONE, worse=RANDOM)
 
 
 SETTING = "a grid world of 4 × 4 cells"
@@ -176,8 +173,8 @@ CLAIMS = (
         statement="A grounding prior on attention raises the accuracy of the answers.",
         rule="For each number and kind of questions accuracy is greater with it (paired 95% t interval over runs).",
         refuted_by="a smaller accuracy for each",
-        judge=accuracy_gained,
-        threshold=Threshold("accuracy gained", 0.0, (0.0, 0.02, 0.05, 0.1, 0.2), accuracy_gained),
+        judge=gained,
+        threshold=Threshold("accuracy gained", 0.0, (0.0, 0.02, 0.05, 0.1, 0.2), gained),
     ),
     grounded(
         name="a-grounding-prior-shows-the-cell",
@@ -202,6 +199,6 @@ CLAIMS = (
         statement="It is the right cell that helps: a prior of the same weight on random cells lowers the accuracy.",
         rule="For each number and kind of questions accuracy is smaller with it (paired 95% t interval over runs).",
         refuted_by="a greater accuracy for each",
-        judge=random_prior_loses,
+        judge=harmed_by_a_wrong_prior,
     ),
 )
