@@ -144,12 +144,8 @@ def train_voters(
     return pd.concat(tokens, ignore_index=True), pd.DataFrame(voters)
 
 
-def others_beat_dot(tables: Tables, bar: float = 0.0, *, column: str) -> Verdict:
-    """Judge additive and deep minus dot product by task, paired by run, of softmax attention.
-
-    Reads `voters`: task, score, weights, run and the column.
-    """
-    table = tables["voters"]
+def others_beat_dot(table: pd.DataFrame, column: str, bar: float = 0.0) -> Verdict:
+    """Judge additive and deep minus dot product by task, paired by run: task, score, weights, run, column."""
     wide = table[table["weights"] == SOFTMAX].pivot(index=["task", "run"], columns="score", values=column)
     cases: dict[str, bool | None] = {}
     for task, line in wide.groupby("task", sort=False):
@@ -157,16 +153,33 @@ def others_beat_dot(tables: Tables, bar: float = 0.0, *, column: str) -> Verdict
     return settings_verdict(cases)
 
 
-def cold_gumbel_adds(tables: Tables, bar: float = 0.0, *, column: str) -> Verdict:
+def cold_gumbel_adds(table: pd.DataFrame, column: str, bar: float = 0.0) -> Verdict:
     """Judge cold Gumbel minus softmax by task and score, paired by run; table as above."""
-    wide = tables["voters"].pivot(index=["task", "score", "run"], columns="weights", values=column)
+    wide = table.pivot(index=["task", "score", "run"], columns="weights", values=column)
     groups = wide.groupby(["task", "score"], sort=False)
     cases = {f"{task}, {score}": line[GUMBEL] - line[SOFTMAX] for (task, score), line in groups}
     return settings_verdict({name: above(t_interval(line), bar) for name, line in cases.items()})
 
 
-more_information, better_agreement = (partial(others_beat_dot, column=name) for name in ("information", "agreement"))
-more_skew, skew_agrees = (partial(cold_gumbel_adds, column=name) for name in ("skew", "agreement"))
+def more_information(tables: Tables, bar: float = 0.0) -> Verdict:
+    """Judge the information that other scores add to dot products."""
+    return others_beat_dot(tables["voters"], "information", bar)
+
+
+def better_agreement(tables: Tables) -> Verdict:
+    """Judge the agreement that other scores add to dot products."""
+    return others_beat_dot(tables["voters"], "agreement")
+
+
+def more_skew(tables: Tables, bar: float = 0.0) -> Verdict:
+    """Judge the skew that cold Gumbel noise adds."""
+    return cold_gumbel_adds(tables["voters"], "skew", bar)
+
+
+def skew_agrees(tables: Tables) -> Verdict:
+    """Judge the agreement that cold Gumbel noise adds."""
+    return cold_gumbel_adds(tables["voters"], "agreement")
+
 
 explanation = partial(
     Claim,
