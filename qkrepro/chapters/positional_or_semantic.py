@@ -1,42 +1,34 @@
 """Positional or semantic attention: the mean-field theory of a solvable layer, and gradient descent beside it.
 
-The layer reads two tokens x_1 = p + w_1, x_2 = −p + w_2, w Gaussian of variance σ², p = 1/√d: softmax(x QQᵀxᵀ/d) x with
-tied queries and keys of rank one. The target mixes (1 − ω) softmax(w Q*Q*ᵀwᵀ/d) w, which depends on meaning, with
-ω A w, which depends on position. As d grows, with n = αd samples, all follows from m = 1·Q/d, θ = σ²Q*·Q/d and
-q = σ²‖Q‖²/d. `python -m qkrepro.chapters.positional_or_semantic results/positional-or-semantic` makes the records.
+The layer and its equations are in `qkrepro.theory.two_mechanisms`.
+`python -m qkrepro.chapters.positional_or_semantic results/positional-or-semantic` makes the records.
 Source: arXiv 2402.03902 (model and setting); the equations and the code are ours.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import root
-from scipy.stats import norm, qmc
 from torch import Tensor
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.verdicts import above, both, settings_verdict, share_verdict, within
 from qkrepro.files import write_atomically
 from qkrepro.theory.statistics import t_interval
+from qkrepro.theory.two_mechanisms import DECAY, MECHANISMS, NOISE, OPPOSITE, STAYING, draw_samples, fixed_point
 
 SOURCE = "2402.03902"
 SPECTRUM_SAYS = (
     "The one eigenvalue of the learnt W differs between the mechanisms, its eigenvector names the mechanism."
 )
 READS: tuple[str, ...] = ("results/positional-or-semantic/*",)
-NOISE, DECAY, STAYING = 0.5, 0.01, 0.6  # σ, λ, and the diagonal of A, whose rows sum to one
-MECHANISMS = ("positional", "semantic")
 GRID = {0.3: (0.6, 0.7, 0.8, 0.9, 1.2, 1.3, 1.5, 2.0), 0.5: (1.0, 1.2, 1.3, 1.5, 2.0)}  # α of the theory, by ω
 DESCENTS = ((0.3, (0.6, 1.0, 1.3, 2.0)), (0.5, (1.0, 1.6)))  # α of gradient descent, by ω
-OPPOSITE = torch.tensor([1.0, -1.0], dtype=torch.float64)  # the sign of p in each token
 
 
 PUBLISHED = {
@@ -50,111 +42,6 @@ PUBLISHED = {
     "descent: positional m, α = 2": 0.2618,
 }
 TOLERANCE = 0.03  # of a published number, for its digits and for two ways to integrate numerically
-
-
-def staying(h: Tensor) -> Tensor:
-    """Return the diagonal of softmax(h hᵀ), (..., 2), of h (..., 2): the weight of each token on itself."""
-    gap = h[..., :1] - h[..., 1:]
-    return torch.sigmoid(h * gap * OPPOSITE)
-
-
-class Samples(NamedTuple):
-    """Quasi-random Gaussian pairs of the teacher, z, and of the rest, rest, (n, 2), with the target's diagonal."""
-
-    z: Tensor
-    rest: Tensor
-    target: Tensor
-
-
-def draw_samples(weight: float, points: int, seed: int) -> Samples:
-    """Return scrambled Sobol points of the four Gaussians; weight: ω of the target. points: a power of two."""
-    uniform = qmc.Sobol(4, rng=seed).random(points).clip(1e-12, 1 - 1e-12)
-    normal = torch.from_numpy(norm.ppf(uniform))
-    z, rest = normal[:, :2], normal[:, 2:]
-    return Samples(z, rest, (1 - weight) * staying(NOISE * z) + weight * STAYING)
-
-
-def proximal(centre: Tensor, target: Tensor, stiffness: float, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Descend by Newton's method from `start` to a minimum of loss(h) + stiffness ‖h − centre‖²/2; (n, 2) and its (n,).
-
-    loss(h) = σ²‖diag softmax(hhᵀ) − target‖², half the squared error of the output over d.
-    """
-    h, scale = start.clone(), 2 * NOISE**2
-    curvature = torch.tensor([[[2.0, -1.0], [-1.0, 0.0]], [[0.0, -1.0], [-1.0, 2.0]]], dtype=torch.float64)
-    for _ in range(30):
-        own = staying(h)
-        slope, miss = own * (1 - own), own - target
-        first = (h @ curvature).transpose(0, 1)  # (n, 2, 2), gradient of each logit h_l(h_l − h_k)
-        pull = (scale * (miss * slope))[..., None, None]
-        bend = (scale * (slope**2 + miss * slope * (1 - 2 * own)))[..., None, None]
-        gradient = (pull[..., 0] * first).sum(1) + stiffness * (h - centre)
-        hessian = (pull * curvature + bend * first[..., :, None] * first[..., None, :]).sum(1)
-        a, b, c = hessian[:, 0, 0] + stiffness, hessian[:, 0, 1], hessian[:, 1, 1] + stiffness
-        least = (a + c) / 2 - (((a - c) / 2) ** 2 + b**2).sqrt()  # the smaller eigenvalue, lifted where it is too small
-        lift = (0.2 * stiffness - least).clamp(min=0)
-        a, c = a + lift, c + lift
-        step = torch.stack([c, -b, -b, a], -1).reshape(-1, 2, 2) @ gradient[..., None]
-        step = (step / (a * c - b**2)[:, None, None])[..., 0]
-        h = h - step * (0.5 / step.norm(dim=-1, keepdim=True)).clamp(max=1)
-        if float(step.abs().max()) < 1e-8:
-            break
-    return h, NOISE**2 * (staying(h) - target).square().sum(-1) + stiffness * (h - centre).square().sum(-1) / 2
-
-
-def envelope(centre: Tensor, target: Tensor, stiffness: float) -> Tensor:
-    """Return the minimiser, (n, 2), of what `proximal` descends: the deepest of those that six starts lead to."""
-    best, value = proximal(centre, target, stiffness, centre)
-    corners = [(0.5, -0.5), (-0.5, 0.5), (0.6, 0.6), (-0.6, -0.6)]
-    starts = [torch.tensor(corner, dtype=torch.float64).expand_as(centre) for corner in corners]
-    for start in [2 * centre, *starts]:
-        found, depth = proximal(centre, target, stiffness, start)
-        deeper = depth < value - 1e-12
-        best, value = torch.where(deeper[:, None], found, best), torch.minimum(value, depth)
-    return best
-
-
-def state_update(state: Sequence[float], alpha: float, samples: Samples) -> tuple[Any, Tensor, Tensor]:
-    """Return the next (m, θ, q, V) of the saddle-point equations, with h before and after the update, (n, 2) each.
-
-    θ and q without σ². With g = (h* − h)/(σ²V): m̂ = αE[g·e], θ̂ = αE[g·∂_θh], q̂ = ασ²E‖g‖², V̂ = −αE[g·σξ]/√(q−θ²),
-    and m = m̂V, θ = θ̂V, q = V²(q̂ + θ̂² + m̂²), V = 1/(λ + V̂).
-    """
-    m, theta, q, response = state
-    width = math.sqrt(max(q - theta**2, 1e-9))
-    before = m * OPPOSITE + NOISE * (theta * samples.z + width * samples.rest)
-    after = envelope(before, samples.target, 1 / (NOISE**2 * response))
-    g = (after - before) / (NOISE**2 * response)
-    turned = NOISE * (samples.z - theta / width * samples.rest)
-    m_hat, theta_hat = (alpha * (g * toward).sum(-1).mean().item() for toward in (OPPOSITE, turned))
-    q_hat = alpha * NOISE**2 * g.square().sum(-1).mean().item()
-    v = 1 / (DECAY - alpha * NOISE * (g * samples.rest).sum(-1).mean().item() / width)
-    return (m_hat * v, theta_hat * v, v**2 * (q_hat + theta_hat**2 + m_hat**2), v), before, after
-
-
-def fixed_point(
-    alpha: float, samples: Samples, mechanism: str, start: Sequence[float] = (), *, everywhere: bool = True
-) -> dict[str, Any]:
-    """Return m, theta, q, response, energy (train loss over d), error and whether the solver converged, on one branch.
-
-    start: (m or θ, q, V) to begin from. error: squared error over d, twice the loss, as the source counts it.
-    """
-    place = MECHANISMS.index(mechanism)
-    begin = start or ((0.257, 0.2, 45.0) if place == 0 else (0.63, 0.45, 50.0))
-
-    def state(x: Any) -> list[float]:
-        return [x[0] * (place == 0), x[0] * (place == 1), abs(x[1]), 100 * abs(x[2])]
-
-    def residual(x: Any) -> list[float]:
-        new, _, _ = state_update(state(x), alpha, samples)
-        return [new[place] - x[0], new[2] - x[1], new[3] / 100 - x[2]]
-
-    solved = root(residual, [begin[0], begin[1], begin[2] / 100], options={"xtol": 1e-5})
-    m, theta, q, response = state(solved.x)
-    _, before, after = state_update([m, theta, q, response], alpha, samples)
-    train, test = (NOISE**2 * (staying(h) - samples.target).square().sum(-1).mean().item() for h in (after, before))
-    order = {"m": m, "theta": NOISE**2 * theta, "q": NOISE**2 * q, "response": response}
-    closed = {"energy": alpha * train + DECAY / 2 * q, "error": 2 * test, "converged": bool(solved.success)}
-    return {"alpha": alpha, "mechanism": mechanism} | order | closed
 
 
 def theory_table(weight: float, *, points: int, seed: int) -> pd.DataFrame:

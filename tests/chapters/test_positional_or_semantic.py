@@ -2,10 +2,10 @@
 
 import pandas as pd
 import pytest
-import torch
 
-from qkrepro.chapters.positional_or_semantic import CLAIMS, descend, draw_samples, fixed_point, proximal, staying
+from qkrepro.chapters.positional_or_semantic import CLAIMS, descend
 from qkrepro.evidence.claims import claim_named, judge
+from qkrepro.theory.two_mechanisms import draw_samples, fixed_point
 
 
 def comparison(*values):
@@ -45,22 +45,6 @@ def descents(*gaps, seeds=(0, 1), theta=0.15, size=2.0):
 def test_data_decide_the_verdict(name, tables, outcome):
     verdict = judge(claim_named(CLAIMS, name), tables)
     assert verdict.outcome == outcome, verdict.because
-
-
-def test_weights_are_the_diagonal_of_the_softmax():
-    h = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    softmax = torch.softmax(h[:, :, None] * h[:, None, :], -1)
-    torch.testing.assert_close(staying(h), softmax.diagonal(dim1=1, dim2=2))
-
-
-def test_the_proximal_point_is_stationary():
-    samples = draw_samples(0.3, 64, 0)
-    centre = samples.rest.clone()
-    h, _ = proximal(centre, samples.target, 0.1, centre)
-    h.requires_grad_()
-    value = 0.25 * (staying(h) - samples.target).square().sum() + 0.05 * (h - centre).square().sum()
-    (slope,) = torch.autograd.grad(value, h)
-    assert float(slope.abs().max()) < 1e-6
 
 
 def test_descent_agrees_with_the_theory_at_a_small_dimension():
