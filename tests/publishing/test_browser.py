@@ -44,7 +44,7 @@ SHARES = """() => {
   const outermost = drawn.filter((part) => !part.parentElement.closest("figure, svg[role=img]"));
   return [tall(code.filter((part) => !part.closest(".cell_output"))), tall(outermost)];
 }"""  # visible source, shell lines too but no output; figures with their captions, drawings and plots, each once
-PHONE_FRONT_PAGE = 3500  # pixels high at most, 400 wide
+PHONE_FRONT_PAGE = 3600  # pixels high at most, 400 wide
 OFF_GRID = [(7.3, 1.9), (-21.4, 0.6), (0.0, 5.1)]  # places of the plane: mean, dispersion
 CHECKED = ["intro", "plane", "claims", "provenance", "setting", "notation", "glossary", "your_model"]
 
