@@ -8,17 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from qkrepro.chapters.masks_and_layernorm import (
-    CLAIMS,
-    DISCONNECTED,
-    decay_rates,
-    equilibrium,
-    is_connected,
-    masks,
-    residuals,
-)
+from qkrepro.chapters.masks_and_layernorm import CLAIMS, decay_rates
 from qkrepro.evidence.claims import claim_named, judge
 from qkrepro.theory.depth import Spectrum, Stack
+from qkrepro.theory.masks import DISCONNECTED, equilibrium, is_connected, masks, residuals
 
 JITTER, WIDE = np.linspace(-0.01, 0.01, 6), np.array([-2.0, 2.0] * 3)
 
