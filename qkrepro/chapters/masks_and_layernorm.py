@@ -233,7 +233,7 @@ CLAIMS = (
         rule=(
             "For each rank above 1 and both masks, tokens that start with noise of a ten-thousandth keep more than "
             "half of their stable rank beyond one at the largest mean, and less at the least. Beyond one, because "
-            "equal tokens have a stable rank of one, half of that of rank 2; the first form of the rule did not see this."
+            "equal tokens have a stable rank of one, half of that of rank 2; the first form of the rule missed this."
         ),
         refuted_by="ranks that the largest mean does not keep, or the least does, and none that follows the rule",
         tables=("equilibria",),
