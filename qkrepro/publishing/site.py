@@ -28,7 +28,7 @@ from qkrepro.publishing.execution import repetition_page
 from qkrepro.publishing.explorer import write_explorer
 from qkrepro.publishing.front_page import write_front_page
 from qkrepro.publishing.neighbours_page import write_neighbours
-from qkrepro.publishing.notebooks import code_cells, read_notebook
+from qkrepro.publishing.notebooks import code_cells, read_notebook, write_notebook
 from qkrepro.publishing.provenance import write_provenance
 from qkrepro.publishing.revision import book_revision, last_change
 from qkrepro.publishing.site_check import site_problems
@@ -64,6 +64,7 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, log: Ca
         _name_the_source_of_the_changelog(built)
         _give_the_entrance_an_icon(built)
         _name_the_toggles(built)
+        _empty_the_downloads(built)
         problems += site_problems(built, pages)
         if problems and not draft:
             raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
@@ -202,6 +203,16 @@ def _give_the_entrance_an_icon(built: Path) -> None:
     text = entrance.read_text(encoding="utf-8") if entrance.is_file() else ""
     if "http-equiv" in text and 'rel="icon"' not in text:
         entrance.write_text(f'<link rel="icon" href="_static/favicon.svg"/>\n{text}', encoding="utf-8")
+
+
+def _empty_the_downloads(site: Path) -> None:
+    """Take the outputs from the notebooks that a reader downloads: their pages show them, and they are half the site."""
+    for path in sorted((site / "_sources" / "notebooks").glob("*.ipynb")):
+        notebook = read_notebook(path)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        write_notebook(notebook, path)
 
 
 def _name_the_toggles(built: Path) -> None:
