@@ -191,7 +191,7 @@ CLAIMS = (
         name="one-threshold-for-all-tokens",
         chapter="two_transitions",
         provenance="literature",
-        statement="Attention among independent tokens of any size q and overlap p freezes at the β_c with β_c²q² − β_c²qp = 2.",
+        statement="Attention among independent tokens of size q and overlap p freezes where β²q² − β²qp = 2.",
         rule=(
             "For each q, p and β/β_c the squared weights differ from the exact expectation of the random energy model "
             "at b = β/β_c by at most 0.05, with the whole 95% t interval over seeds."

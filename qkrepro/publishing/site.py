@@ -206,7 +206,7 @@ def _give_the_entrance_an_icon(built: Path) -> None:
 
 
 def _empty_the_downloads(site: Path) -> None:
-    """Take the outputs from the notebooks that a reader downloads: their pages show them, and they are half the site."""
+    """Take the outputs from the notebooks that a reader downloads: their pages show them, and they are large."""
     for path in sorted((site / "_sources" / "notebooks").glob("*.ipynb")):
         notebook = read_notebook(path)
         for cell in notebook.cells:
