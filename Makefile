@@ -4,6 +4,7 @@
 
 PROFILE ?= quick
 FORCE ?=
+OF_NOTEBOOKS ?= numbers or budget
 PORT ?= 8000
 EXTRAS = book,minilm,hub,sweep,test
 
@@ -81,11 +82,11 @@ lint: $(STAMP)
 notebooks: $(STAMP)
 	@rm -rf _build/reexecuted && mkdir -p _build/reexecuted
 	env $(NOTEBOOK_ENV) $(BIN)/pytest -n 2 --dist loadfile -p agreeing_outputs --nbval --nbval-current-env notebooks
-	env $(NOTEBOOK_ENV) $(BIN)/pytest -q tests/reexecuted_notebooks.py
+	env $(NOTEBOOK_ENV) $(BIN)/pytest -q tests/reexecuted_notebooks.py -k "$(OF_NOTEBOOKS)"
 
 processors: $(STAMP) ## All notebooks again with the instructions of other processors
-	ATEN_CPU_CAPABILITY=avx2 $(MAKE) --no-print-directory notebooks
-	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(MAKE) --no-print-directory notebooks
+	ATEN_CPU_CAPABILITY=avx2 $(MAKE) --no-print-directory notebooks OF_NOTEBOOKS=numbers
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(MAKE) --no-print-directory notebooks OF_NOTEBOOKS=numbers
 
 unit: $(STAMP)
 	env $(ONE_THREAD) $(BIN)/pytest -n 2 -m "not slow"
