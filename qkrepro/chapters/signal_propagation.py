@@ -300,7 +300,8 @@ def plot_profiles(
 ) -> None:
     """Draw ρ of each named case: limit, finite form, exact law, and what was drawn with 95% intervals.
 
-    The exact law is drawn at every token, and of a long sequence at 64 of them. profiles: of `profile_table`. titles: case -> title of its panel, in the order of the panels.
+    The exact law is drawn at every token, and of a long sequence at about 40 of them.
+    profiles: of `profile_table`. titles: case -> title of its panel, in the order of the panels.
     """
     by_name, fine = {case.name: case for case in cases}, torch.linspace(0.001, 1, 1000, dtype=torch.float64)
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
@@ -308,7 +309,7 @@ def plot_profiles(
         theta = torch.arange(1, case.length + 1, dtype=torch.float64) / case.length
         axis.plot(fine, case.rho(fine), ":", color=INK, label="Gaussian, T → ∞")
         axis.plot(theta, case.rho(theta, length=case.length), "--", color=PALETTE[4], label="Gaussian, this T")
-        few = theta[:: max(1, case.length // 64)]
+        few = theta[:: max(1, case.length // 40)]
         axis.plot(few, case.rho(few, length=case.length, method="exact"), color=PALETTE[0], label="exact law")
         ends = rows.rename(columns={"drawn": "estimate"})
         draw_intervals(axis, ends["theta"], ends, fmt=".", color=PALETTE[3], label="drawn, 95% interval")
