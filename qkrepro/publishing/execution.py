@@ -17,12 +17,14 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import yaml
 from nbformat import NotebookNode
 
@@ -50,6 +52,7 @@ CENTRAL_FIGURE = (
     "book/images/both_at_once.png",
 )  # notebook, tag of its cell, picture
 THREADS = "2"
+WORKERS = 2  # notebooks at once; each needs up to 1.1 GB
 TIMEOUT = 3600  # seconds per cell
 KEPT = "book/generated/repetition.csv"
 COLUMNS = ["notebook", "text", "text_again", "pictures", "pictures_again", "numbers", "numbers_again"]
@@ -96,25 +99,40 @@ def run_figures(
     log(f"profile {profile}: {len(chapters) - len(todo)} of {len(chapters)} notebooks up to date, {len(todo)} to run")
     if names and not todo:
         log("nothing to run, since nothing that they depend on changed; --force executes them all the same")
-    failures = []
-    for number, chapter in enumerate(todo, 1):
-        label, left = f"[{number}/{len(todo)}] {chapter.name}", len(todo) - number
+    labels = [f"[{number}/{len(todo)}] {chapter.name}" for number, chapter in enumerate(todo, 1)]
+    for label, chapter in zip(labels, todo, strict=True):
         log(f"{label}: {_because(reasons[chapter.name])}")
-        if check:
-            continue
-        try:
-            cost = execute(root, chapter, label)
-        except NotebookError as error:
-            failures.append(str(error))
-            log(f"{label}: FAILED, {error}")
-            continue
-        _keep_cost(root, chapter, cost)
-        log(f"{label}: {cost.wall_s:.1f} s (CPU {cost.cpu_s:.1f} s, peak {cost.peak_mb:.0f} MB), {left} left")
+    failures = [] if check else _execute_side_by_side(root, dict(zip(labels, todo, strict=True)), log)
     if failures:
         raise NotebookError(
             f"{len(failures)} of {len(todo)} notebooks failed, nothing of them changed: {'; '.join(failures)}"
         )
     return [chapter.name for chapter in todo]
+
+
+def _execute_side_by_side(root: Path, chapters: Mapping[str, Chapter], log: Callable[[str], None]) -> list[str]:
+    """Execute chapters by label, WORKERS at a time, with a line when one is done; returns what failed, in words."""
+    failures = []
+    with ThreadPoolExecutor(WORKERS) as pool:
+        runs = {pool.submit(execute, root, chapter, label): label for label, chapter in chapters.items()}
+        try:
+            for done, run in enumerate(as_completed(runs), 1):
+                label = runs[run]
+                try:
+                    cost = run.result()
+                except NotebookError as error:
+                    failures.append(str(error))
+                    log(f"{label}: FAILED, {error}")
+                    continue
+                _keep_cost(root, chapters[label], cost)
+                used = f"{cost.wall_s:.1f} s (CPU {cost.cpu_s:.1f} s, peak {cost.peak_mb:.0f} MB)"
+                log(f"{label}: {used}, {len(runs) - done} left")
+        except BaseException:  # Ctrl-C too: nothing goes on behind the reader's back
+            pool.shutdown(wait=False, cancel_futures=True)
+            for kernel in psutil.Process().children():
+                kernel.terminate()
+            raise
+    return failures
 
 
 def find_chapters(root: Path, names: Sequence[str], profile: str) -> list[Chapter]:
