@@ -235,7 +235,7 @@ def plot_complex_eigenvalues(values: Tensor, axis: Axes, **look: Any) -> None:
 def plot_radius_law(table: pd.DataFrame, laws: Sequence[XavierLaw], axis: Axes) -> None:
     """Draw the histogram of |eigenvalue| over its limit radius beside the limit density; table: `radius_histogram`."""
     ratio = torch.linspace(0, 1, 200, dtype=torch.float64)
-    for colour, law in zip(PALETTE[3:], laws, strict=True):
+    for colour, law in zip(PALETTE[3:], laws, strict=False):
         rows = table[table["d_head"] == law.d_head]
         density = law.radius_density(ratio * law.eigen_radius) * law.eigen_radius
         draw_intervals(axis, rows["radius"], rows, color=colour)
