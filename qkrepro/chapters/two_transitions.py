@@ -236,7 +236,7 @@ CLAIMS = (
         name="the-mean-must-grow-with-the-logarithm",
         chapter="two_transitions",
         provenance="literature",
-        statement="Without dispersion a mean of γ log T makes tokens alike where γ − γϱ < 1, and keeps them above.",
+        statement="Without dispersion a mean of γ log T makes tokens alike below γ − γϱ = 1, and keeps them above.",
         rule="For each γ(1 − ϱ) the cosine after a layer comes closer to its limit at every step to a greater length.",
         refuted_by="factors at which a longer sequence lies farther from the limit, and none that nears it throughout",
         tables=("simplex",),
