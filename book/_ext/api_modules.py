@@ -1,12 +1,14 @@
 """Sphinx extension: two comments that a page may hold become generated reference.
 
-`<!-- modules: NAME NAME -->`: a section for every module of these rooms, or for a module below the package itself.
+`<!-- modules: NAME NAME -->`: a section for every module of these rooms, or for a module below the package itself;
+`NAME[a-k]` takes those that begin with one of these letters, for a room that is too large for one page.
 `<!-- front door -->`: a table of what `import qkrepro as qk` gives, with a link to each.
 """
 
 import inspect
 import pkgutil
 import re
+from fnmatch import fnmatch
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +17,7 @@ from sphinx.application import Sphinx
 
 import qkrepro
 
-_MODULES = re.compile(r"<!-- modules: ([\w ]+) -->")
+_MODULES = re.compile(r"<!-- modules: ([\w\[\]\- ]+) -->")
 _FRONT_DOOR = "<!-- front door -->"
 _MARKUP = re.compile(r"([*_|\\$<\[])")
 
@@ -25,13 +27,15 @@ def _fill(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = text.replace(_FRONT_DOOR, _front_door()) if _FRONT_DOOR in text else text
 
 
-def _reference(room: str) -> str:
+def _reference(name: str) -> str:
+    room, _, letters = name.partition("[")
     spec = find_spec(f"qkrepro.{room}")
     if spec is None:
-        raise ValueError(f"a page lists the modules of {room!r}; allowed: a room or a module of qkrepro")
-    inside = [f"{room}.{module.name}" for module in pkgutil.iter_modules(spec.submodule_search_locations or [])]
+        raise ValueError(f"modules must name a room or a module of qkrepro, got {room!r}")
+    modules = [module.name for module in pkgutil.iter_modules(spec.submodule_search_locations or [])]
+    inside = [f"{room}.{module}" for module in modules if fnmatch(module, f"[{letters}*" if letters else "*")]
     section = "## {0}\n\n```{{eval-rst}}\n.. automodule:: qkrepro.{0}\n   :members:\n```\n"
-    return "\n".join(section.format(name) for name in inside or [room])
+    return "\n".join(section.format(module) for module in inside or [room])
 
 
 def _front_door() -> str:

@@ -19,6 +19,7 @@ from scipy.linalg import solve_discrete_are
 from torch import Generator, Tensor, nn
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
+from qkrepro.evidence.style import draw_intervals
 from qkrepro.evidence.verdicts import above, settings_verdict
 from qkrepro.theory.statistics import intervals, t_interval
 from qkrepro.training.side_by_side import Heads, matrices, minimise
@@ -100,8 +101,8 @@ class Policy(nn.Module):
         self.names = names
         self.heads = Heads(runs, dim + 2, dim + 2, generator) if kind == ATTENTION else None
         if self.heads is not None:  # from twice that on, some runs did not learn
-            for each in self.heads.parameters():
-                each.data *= 0.5
+            for parameter in self.heads.parameters():
+                parameter.data *= 0.5
         self.by_name = kind != MLP
         self.w_in = matrices(runs, WIDTHS[kind], dim if self.by_name else features, generator)
         self.bias = nn.Parameter(torch.zeros(runs, 1, WIDTHS[kind], dtype=torch.float64))
@@ -149,7 +150,7 @@ def train(kind: str, task: Task, penalties: Tensor, *, features: int, batch: int
     def loss() -> Tensor:
         seen = states(batch) if few is None else few[:, torch.randperm(few.shape[1], generator=generator)[:batch]]
         error = (policy(seen) - controller(seen)).square().mean(-1)
-        squares = torch.stack([each.square().sum((-2, -1)) for each in policy.parameters()]).sum(0)
+        squares = torch.stack([weight.square().sum((-2, -1)) for weight in policy.parameters()]).sum(0)
         return torch.sum(error + penalties * squares)
 
     minimise(policy.parameters(), loss, steps=steps, rate=rate)
@@ -235,9 +236,8 @@ def plot_scores(scores: pd.DataFrame, axes: Sequence[Axes]) -> None:
         for (policy, weights), line in panel.groupby(["policy", "weights"], sort=False):
             colour = f"C{[ATTENTION, MLP, SUM].index(str(policy))}"
             places = np.arange(len(line)) + 0.05 * [ATTENTION, MLP, SUM].index(str(policy))
-            bars = [line["estimate"] - line["low"], line["high"] - line["estimate"]]
-            told, dash = f"{policy}, {weights}", "-" if weights == PLAIN else "--"
-            ax.errorbar(places, line["estimate"], bars, capsize=2, color=colour, linestyle=dash, marker="o", label=told)
+            look = {"label": f"{policy}, {weights}", "color": colour, "linestyle": "-" if weights == PLAIN else "--"}
+            draw_intervals(ax, places.tolist(), line, capsize=2, **look)
         ax.set_xticks(range(len(line)), line["tested_with"])
         ax.set(xlabel="irrelevant features", title=str(training), ylim=(-1.1, 1.1))
     axes[0].set_ylabel("score, controller = 1")

@@ -112,35 +112,56 @@ def train_voters(
     a row a run (task, score, weights, run, accuracy, skew: log T − entropy of attention, in nats, information: its sum
     over tokens, agreement: Spearman's correlation of attention and information, effective_number: N of W_QK).
     """
+    sizes = {"dim": dim, "runs": runs, "batch": batch, "tested": tested, "steps": steps}
     tokens, voters = [], []
     for task, score, kind in product(TASKS, SCORES, WEIGHTS):
-        generator = torch.Generator().manual_seed(0)
-        vectors = torch.randn(runs, 2 * length + 1, dim, generator=generator, dtype=torch.float64)
-        test = draw_votes(task, vectors, length, tested, 0.0, generator)
-        voter, tau = Voter(score, runs, dim, generator), 1.0 if kind == SOFTMAX else temperature
-        gumbel = None if kind == SOFTMAX else torch.Generator().manual_seed(1)
+        arm = {"task": task, "score": score, "weights": kind}
+        parts = _train_arm(task, score, length, None if kind == SOFTMAX else temperature, rate=rate, **sizes)
+        tokens.append(parts[0].assign(**arm))
+        voters.append(parts[1].assign(**arm))
+    return pd.concat(tokens, ignore_index=True), pd.concat(voters, ignore_index=True)
 
-        def loss(made: tuple = (task, vectors, generator, voter, tau, gumbel)) -> Tensor:  # type: ignore[type-arg]
-            task, vectors, generator, voter, tau, gumbel = made
-            votes = draw_votes(task, vectors, length, batch, 0.5, generator)
-            guess = voter(votes, tau, gumbel)[1]
-            return nn.functional.binary_cross_entropy_with_logits(guess, votes.answers) * runs
 
-        minimise(voter.parameters(), loss, steps=steps, rate=rate)
-        with torch.no_grad():
-            attention, guess = voter(test, tau, None)
-        spread = voter.heads.spectrum()["effective_number"]
-        for run in range(runs):
-            mean, said = attention[run].mean(0), (guess[run] > 0).double()
-            shared = token_information(test.said[run], said)
-            names = {"task": task, "score": score, "weights": kind, "run": run}
-            columns = {"token": range(length), "attention": mean.tolist(), "information": shared.tolist()}
-            tokens.append(pd.DataFrame(names | columns))
-            names["accuracy"] = float((said == test.answers[run]).double().mean())
-            names["skew"] = math.log(length) - float(attention_entropy(attention[run]).mean())
-            names["information"] = float(shared.sum())
-            names["agreement"] = float(spearmanr(mean, shared).statistic)
-            voters.append(names | {"effective_number": float(spread[run])})
+def _train_arm(
+    task: str,
+    score: str,
+    length: int,
+    cold: float | None,
+    *,
+    dim: int,
+    runs: int,
+    batch: int,
+    tested: int,
+    steps: int,
+    rate: float,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Train one score on one task, return rows of tokens and of runs; cold: of the Gumbel noise, None without."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(runs, 2 * length + 1, dim, generator=generator, dtype=torch.float64)
+    test = draw_votes(task, vectors, length, tested, 0.0, generator)
+    voter, temperature = Voter(score, runs, dim, generator), cold or 1.0
+    gumbel = torch.Generator().manual_seed(1) if cold else None
+
+    def loss() -> Tensor:
+        votes = draw_votes(task, vectors, length, batch, 0.5, generator)
+        guess = voter(votes, temperature, gumbel)[1]
+        return nn.functional.binary_cross_entropy_with_logits(guess, votes.answers) * runs
+
+    minimise(voter.parameters(), loss, steps=steps, rate=rate)
+    with torch.no_grad():
+        attention, guess = voter(test, temperature, None)
+    spread = voter.heads.spectrum()["effective_number"]
+    tokens, voters = [], []
+    for run in range(runs):
+        mean, said = attention[run].mean(0), (guess[run] > 0).double()
+        shared = token_information(test.said[run], said)
+        columns = {"token": range(length), "attention": mean.tolist(), "information": shared.tolist()}
+        tokens.append(pd.DataFrame({"run": run} | columns))
+        row = {"run": run, "accuracy": float((said == test.answers[run]).double().mean())}
+        row["skew"] = math.log(length) - float(attention_entropy(attention[run]).mean())
+        row["information"] = float(shared.sum())
+        row["agreement"] = float(spearmanr(mean, shared).statistic)
+        voters.append(row | {"effective_number": float(spread[run])})
     return pd.concat(tokens, ignore_index=True), pd.DataFrame(voters)
 
 

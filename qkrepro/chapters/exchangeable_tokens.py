@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from torch import Generator, Tensor
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
+from qkrepro.evidence.style import draw_intervals
 from qkrepro.evidence.verdicts import above, settings_verdict
 from qkrepro.theory.spectrum import qk_matrix, random_spectrum_matrix
 from qkrepro.theory.statistics import intervals, t_interval
@@ -167,15 +168,8 @@ def plot_errors(error: pd.DataFrame, ax: Axes) -> None:
     """Draw the error over the length with intervals over groups, a line a parameter; of one law of tokens."""
     colours = dict(zip(PARAMETERS, ("C0", "C1", "C3", "0.5"), strict=True))
     for parameter, line in intervals(error, ["parameter", "length"], "error").groupby("parameter", sort=False):
-        bars = [line["estimate"] - line["low"], line["high"] - line["estimate"]]
-        ax.errorbar(
-            line["length"],
-            line["estimate"],
-            yerr=bars,
-            marker="o",
-            markersize=3,
-            label=str(parameter),
-            color=colours[str(parameter)],
+        draw_intervals(
+            ax, line["length"], line, fmt="o-", markersize=3, label=str(parameter), color=colours[str(parameter)]
         )
     ax.set(xscale="log", yscale="log", xlabel="length T", ylabel="attention − posterior, r.m.s.")
 

@@ -8,7 +8,7 @@ question and pictures in the cells; a rotation, which the head must learn, leads
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -50,7 +50,7 @@ class Questions(NamedTuple):
 
     def take(self, chosen: Tensor) -> "Questions":
         """Return the questions at these places, (runs, m)."""
-        return Questions(*(each[torch.arange(len(chosen))[:, None], chosen] for each in self))
+        return Questions(*(part[torch.arange(len(chosen))[:, None], chosen] for part in self))
 
 
 def draw_questions(world: World, words: Tensor, turn: Tensor, count: int, generator: Generator) -> Questions:
@@ -92,44 +92,52 @@ def train_with_priors(
     W with pictures turned into words), and by prior and questions the attention, (T,), of run 0 in its first relation
     question, with the cell that is meant.
     """
-    results, spectra, shown = [], [], {}
-    for size, prior in product(sizes, PRIORS):
-        generator = torch.Generator().manual_seed(0)
-        words = torch.randn(runs, world.names, world.dim, generator=generator, dtype=torch.float64)
-        turn = random_rotation(world.dim, batch=(runs,), generator=generator)
-        test = draw_questions(world, words, turn, tested, generator)
-        heads = Heads(runs, 2 * world.dim, 2 * world.dim, generator)
-        read = matrices(runs, world.colours, world.colours, generator)
-        known = draw_questions(world, words, turn, size, generator)
-        anywhere = torch.randint(world.side**2, known.right.shape, generator=generator)
-        cell = anywhere if prior == RANDOM else known.right
+    arms = list(product(sizes, PRIORS))
+    options: dict[str, Any] = {"runs": runs, "batch": batch, "tested": tested, "steps": steps}
+    parts = [_train_arm(world, size, prior, rate=rate, weight=weight, **options) for size, prior in arms]
+    results, spectra, shown = zip(*parts, strict=True)
+    pictures = {(prior, size): picture for (size, prior), picture in zip(arms, shown, strict=True)}
+    return pd.concat(results, ignore_index=True), pd.concat(spectra, ignore_index=True), pictures
 
-        def loss(made: tuple = (heads, read, known, cell, generator), prior: str = prior) -> Tensor:  # type: ignore[type-arg]
-            heads, read, known, cell, generator = made
-            chosen = torch.randint(cell.shape[1], (runs, batch), generator=generator)
-            part, cell = known.take(chosen), cell[torch.arange(runs)[:, None], chosen]
-            attention, guesses = answer(heads, read, part)
-            told = guesses.gather(-1, part.colours.gather(-1, part.right))
-            on_cell = attention.gather(-1, cell).clamp_min(1e-12).log()
-            return -(told + weight * (prior != NONE) * on_cell).mean((1, 2)).sum()
 
-        minimise([*heads.parameters(), read], loss, steps=steps, rate=rate)
-        with torch.no_grad():
-            attention, guesses = answer(heads, read, test)
-        found = guesses.argmax(-1, keepdim=True) == test.colours.gather(-1, test.right)
-        columns = {"accuracy": found.double(), "attention": attention.gather(-1, test.right)}
-        columns |= {"run": torch.arange(runs)[:, None].expand(runs, tested), "relation": test.relation}
-        table = pd.DataFrame({name: column.flatten().numpy() for name, column in columns.items()})
-        table["kind"] = table.pop("relation").map({True: "relation", False: "object"})
-        results.append(table.groupby(["kind", "run"]).mean().reset_index().assign(prior=prior, questions=size))
-        w_q, w_k = heads.w_q.detach(), heads.w_k.detach()
-        turns = torch.kron(torch.eye(2, dtype=torch.float64), turn.contiguous())  # (runs, 2d, 2d), of both halves
-        numbers = [m.trace.square() / m.frobenius_sq for m in (qk_moments(w_q, w_k), qk_moments(w_q, w_k @ turns))]
-        table = pd.DataFrame({"own": numbers[0].numpy(), "grounded": numbers[1].numpy(), "run": range(runs)})
-        spectra.append(table.assign(prior=prior, questions=size))
-        one = int(test.relation[0, :, 0].long().argmax())
-        shown[prior, size] = attention[0, one], int(test.right[0, one])
-    return pd.concat(results, ignore_index=True), pd.concat(spectra, ignore_index=True), shown
+def _train_arm(
+    world: World, size: int, prior: str, *, runs: int, batch: int, tested: int, steps: int, rate: float, weight: float
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[Tensor, int]]:
+    """Train with one prior on one number of questions; results, spectra and one picture as `train_with_priors`."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(runs, world.names, world.dim, generator=generator, dtype=torch.float64)
+    turn = random_rotation(world.dim, batch=(runs,), generator=generator)
+    test = draw_questions(world, words, turn, tested, generator)
+    heads = Heads(runs, 2 * world.dim, 2 * world.dim, generator)
+    read = matrices(runs, world.colours, world.colours, generator)
+    known = draw_questions(world, words, turn, size, generator)
+    anywhere = torch.randint(world.side**2, known.right.shape, generator=generator)
+    cell = anywhere if prior == RANDOM else known.right
+
+    def loss() -> Tensor:
+        chosen = torch.randint(cell.shape[1], (runs, batch), generator=generator)
+        part, meant = known.take(chosen), cell[torch.arange(runs)[:, None], chosen]
+        attention, guesses = answer(heads, read, part)
+        right = guesses.gather(-1, part.colours.gather(-1, part.right))
+        on_cell = attention.gather(-1, meant).clamp_min(1e-12).log()
+        return -(right + weight * (prior != NONE) * on_cell).mean((1, 2)).sum()
+
+    minimise([*heads.parameters(), read], loss, steps=steps, rate=rate)
+    with torch.no_grad():
+        attention, guesses = answer(heads, read, test)
+    correct = guesses.argmax(-1, keepdim=True) == test.colours.gather(-1, test.right)
+    columns = {"accuracy": correct.double(), "attention": attention.gather(-1, test.right)}
+    columns |= {"run": torch.arange(runs)[:, None].expand(runs, tested), "relation": test.relation}
+    table = pd.DataFrame({name: column.flatten().numpy() for name, column in columns.items()})
+    table["kind"] = table.pop("relation").map({True: "relation", False: "object"})
+    results = table.groupby(["kind", "run"]).mean().reset_index().assign(prior=prior, questions=size)
+    w_q, w_k = heads.w_q.detach(), heads.w_k.detach()
+    turns = torch.kron(torch.eye(2, dtype=torch.float64), turn.contiguous())  # (runs, 2d, 2d), of both halves
+    numbers = [m.trace.square() / m.frobenius_sq for m in (qk_moments(w_q, w_k), qk_moments(w_q, w_k @ turns))]
+    table = pd.DataFrame({"own": numbers[0].numpy(), "grounded": numbers[1].numpy(), "run": range(runs)})
+    spectra = table.assign(prior=prior, questions=size)
+    one = int(test.relation[0, :, 0].long().argmax())
+    return results, spectra, (attention[0, one], int(test.right[0, one]))
 
 
 def gains(results: pd.DataFrame, better: str, worse: str, column: str) -> "pd.Series[float]":

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
+from qkrepro.evidence.style import interval_ends
 from qkrepro.evidence.verdicts import above, settings_verdict
 from qkrepro.theory.attention import attention_entropy
 from qkrepro.theory.statistics import intervals, t_interval
@@ -85,41 +86,47 @@ def train_arms(
     Returns the accuracies (task, trained, decoded, run, accuracy, entropy in nats), where soft attention is also
     decoded hard, and the spectra (task, trained and the columns of `Heads.spectrum`).
     """
-    rows, spectra = [], []
+    sizes = {"runs": runs, "batch": batch, "tested": tested, "steps": steps}
+    tables, spectra = [], []
     for name, task in tasks.items():
         for kind in kinds:
-            generator = torch.Generator().manual_seed(0)
-            embedding = matrices(runs, task.symbols, task.dim, generator).detach() * task.dim**0.5
-            heads, read = (
-                Heads(runs, task.dim, task.dim, generator),
-                matrices(runs, task.values, task.values, generator),
-            )
-
-            def scores(count: int, decoded: str, made: tuple = (task, embedding, heads, read, generator)) -> tuple:  # type: ignore[type-arg]
-                task, embedding, heads, read, generator = made
-                queries, keys, values, answers = draw_batch(task, embedding, count, generator)
-                attention = attention_of(heads(queries, keys)[:, :, 0], decoded)  # (runs, batch, T)
-                told = nn.functional.one_hot(values, task.values).to(attention)
-                return attention, (attention[..., None, :] @ told)[..., 0, :] @ read.mT, answers
-
-            def loss(scores=scores, kind: str = kind) -> Tensor:  # type: ignore[no-untyped-def]
-                _, guesses, answers = scores(batch, kind)
-                return nn.functional.cross_entropy(guesses.flatten(0, 1), answers.flatten()) * runs
-
-            minimise([*heads.parameters(), read], loss, steps=steps, rate=rate)
-            for decoded in (SOFT, HARD) if kind == SOFT else (HARD,):
-                generator.manual_seed(1)
-                with torch.no_grad():
-                    attention, guesses, answers = scores(tested, decoded)
-                right = (guesses.argmax(-1) == answers).double().mean(-1)
-                entropy = attention_entropy(attention).mean(-1)
-                rows += [
-                    (name, kind, decoded.split(",")[0], run, float(right[run]), float(entropy[run]))
-                    for run in range(runs)
-                ]
-            spectra.append(heads.spectrum().assign(task=name, trained=kind))
+            table, spectrum = _train_arm(task, kind, rate=rate, **sizes)
+            tables.append(table.assign(task=name, trained=kind))
+            spectra.append(spectrum.assign(task=name, trained=kind))
     columns = ["task", "trained", "decoded", "run", "accuracy", "entropy"]
-    return pd.DataFrame(rows, columns=columns), pd.concat(spectra, ignore_index=True)
+    return pd.concat(tables, ignore_index=True)[columns], pd.concat(spectra, ignore_index=True)
+
+
+def _train_arm(
+    task: Task, kind: str, *, runs: int, batch: int, tested: int, steps: int, rate: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return decoded, run, accuracy and entropy of one kind of attention on one task, and the learnt spectra."""
+    generator = torch.Generator().manual_seed(0)
+    embedding = matrices(runs, task.symbols, task.dim, generator).detach() * task.dim**0.5
+    heads = Heads(runs, task.dim, task.dim, generator)
+    read = matrices(runs, task.values, task.values, generator)
+
+    def guess(count: int, way: str) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values, answers = draw_batch(task, embedding, count, generator)
+        attention = attention_of(heads(queries, keys)[:, :, 0], way)  # (runs, batch, T)
+        held = nn.functional.one_hot(values, task.values).to(attention)
+        return attention, (attention[..., None, :] @ held)[..., 0, :] @ read.mT, answers
+
+    def loss() -> Tensor:
+        _, guesses, answers = guess(batch, kind)
+        return nn.functional.cross_entropy(guesses.flatten(0, 1), answers.flatten()) * runs
+
+    minimise([*heads.parameters(), read], loss, steps=steps, rate=rate)
+    tables = []
+    for way in (SOFT, HARD) if kind == SOFT else (HARD,):
+        generator.manual_seed(1)
+        with torch.no_grad():
+            attention, guesses, answers = guess(tested, way)
+        columns = {"accuracy": (guesses.argmax(-1) == answers).double().mean(-1)}
+        columns |= {"entropy": attention_entropy(attention).mean(-1)}
+        table = pd.DataFrame({"run": range(runs)} | {name: column.numpy() for name, column in columns.items()})
+        tables.append(table.assign(decoded=way.split(",")[0]))
+    return pd.concat(tables, ignore_index=True), heads.spectrum()
 
 
 def decoding_operations(lengths: Sequence[int], dim: int) -> pd.DataFrame:
@@ -165,8 +172,9 @@ def plot_accuracy(accuracy: pd.DataFrame, chance: float, ax: Axes) -> None:
     tasks = list(summary["task"].unique())
     for number, (way, line) in enumerate(summary.groupby("way", sort=False)):
         place = [tasks.index(task) + 0.2 * (number - 1.5) for task in line["task"]]
-        bars = [line["estimate"] - line["low"], line["high"] - line["estimate"]]
-        ax.bar(place, line["estimate"], width=0.19, yerr=bars, capsize=2, color=f"C{number}", label=str(way))
+        ax.bar(
+            place, line["estimate"], width=0.19, yerr=interval_ends(line), capsize=2, color=f"C{number}", label=str(way)
+        )
     ax.axhline(chance, color="0.4", linestyle=":", linewidth=1)
     ax.set_xticks(range(len(tasks)), tasks)
     ax.set(ylabel="accuracy", ylim=(0, 1.05))

@@ -24,9 +24,11 @@ from qkrepro.evidence.outcomes import (
     concentration_ratios,
     interval_text,
     outcome_of,
+    paired_p_value,
     passed_by,
     weaker,
 )
+from qkrepro.evidence.style import INK, PALETTE, label_lines
 from qkrepro.theory.statistics import holm, t_interval
 from qkrepro.training.tables import SweepTables
 
@@ -194,14 +196,8 @@ def corrected_p(table: pd.DataFrame, outcome: str) -> pd.Series:
     """Return Holm's p-values of an outcome over the comparisons of the confirmation, by (arm, against)."""
     wide = table.pivot(index="seed", columns="role", values=outcome)
     pairs = [(arm, against) for arm, against in COMPARISONS if {arm, against} <= set(wide)]
-    p_values = [_p_value((wide[arm] - wide[against]).dropna().to_numpy(float)) for arm, against in pairs]
+    p_values = [paired_p_value((wide[arm] - wide[against]).dropna().tolist()) for arm, against in pairs]
     return pd.Series(holm(p_values), index=pd.MultiIndex.from_tuples(pairs, names=["arm", "against"]), dtype=float)
-
-
-def _p_value(differences: NDArray[np.float64]) -> float:
-    if len(differences) < 2 or np.ptp(differences) == 0:
-        return float(not len(differences) or differences[0] == 0)
-    return float(stats.ttest_1samp(differences, 0).pvalue)
 
 
 def judge_outcome(tables: Tables, margin: float | None = None, *, outcome: str, against: str = BASELINE) -> Verdict:
@@ -317,26 +313,14 @@ def concentration_courses(sweeps: Sequence[SweepTables]) -> pd.DataFrame:
 
 def plot_courses(courses: pd.DataFrame, ax: Axes) -> None:
     """Draw N_W over training, a line per treatment with its name at the end, and twice the baseline's last value."""
-    last = courses.sort_values("epoch").groupby("treatment")["concentration"].last().sort_values()
-    ends = {str(name): float(value) for name, value in last.items()}
-    palette = dict(zip(ends, sns.color_palette("colorblind", 10) * 2, strict=False)) | {BASELINE: (0.4, 0.4, 0.4)}
-    sns.lineplot(courses, x="epoch", y="concentration", hue="treatment", palette=palette, legend=False, ax=ax)
-    logs = np.log(np.clip(list(ends.values()), 1e-3, None))
-    for name, height in zip(ends, np.exp(_spread_out(logs, least=0.5)), strict=True):
-        place = (courses["epoch"].max(), height)
-        ax.annotate(name, place, (6, -3), textcoords="offset points", fontsize=8, color=palette[name])
-    ax.axhline(2 * ends[BASELINE], color="0.6", linewidth=1, linestyle=":")
+    for number, (treatment, line) in enumerate(courses.groupby("treatment", sort=False)):
+        colour = INK if treatment == BASELINE else PALETTE[number % len(PALETTE)]
+        dash = ("-", "--", ":")[number // len(PALETTE) % 3]
+        ax.plot(line["epoch"], line["concentration"], color=colour, linestyle=dash, label=str(treatment))
+    last = courses[courses["treatment"] == BASELINE].sort_values("epoch")["concentration"].iloc[-1]
+    ax.axhline(2 * last, color=INK, linewidth=1, linestyle=":", label="_twice the baseline")
     ax.set(yscale="log", ylim=(1e-3, 200), xlabel="passes over the text", ylabel="N$_W$, number of equal eigenvalues")
-    ax.set_xlim(right=courses["epoch"].max() * 1.2)
-    ax.set_title("A target for the trace concentrates W within a quarter of a pass")
-
-
-def _spread_out(heights: NDArray[np.float64], least: float) -> NDArray[np.float64]:
-    """Return ascending heights, moved up until neighbours are at least this far apart."""
-    placed = heights.copy()
-    for place in range(1, len(placed)):
-        placed[place] = max(placed[place], placed[place - 1] + least)
-    return placed
+    label_lines(ax, gap=0.05)
 
 
 def plot_map(runs: pd.DataFrame, axes: Sequence[Axes]) -> None:

@@ -113,6 +113,8 @@ def local_is_slower(tables: Tables) -> Verdict:
     for spectrum, group in early.groupby("spectrum", sort=False):
         judged = group[group["mask"].str.startswith(("causal", "window"))]
         least = judged.groupby("layer")["residual"].min()
+        if not (least > FLOOR).any():
+            continue
         at = least.index[least > FLOOR].max()
         wide = judged[judged["layer"] == at].pivot(index="seed", columns="mask", values="residual").map(math.log)
         windows = sorted((name for name in wide if str(name).startswith("window")), key=_width, reverse=True)
@@ -126,7 +128,7 @@ def every_rank_has_an_equilibrium(tables: Tables) -> Verdict:
     """Judge table equilibria: mask, rank, found, moved, orthogonality; one case a row, which a single one refutes."""
     rows = tables["equilibria"]
     exact = (rows["moved"] < ROUNDING) & (rows["orthogonality"] < ROUNDING) & (rows["found"] == rows["rank"])
-    holds: list[bool | None] = [bool(each) for each in exact]
+    holds: list[bool | None] = [bool(row) for row in exact]
     largest = f"{rows['moved'].max():.1g} of a token's length" if len(rows) else "nothing"
     return universal_verdict(holds, f"fixed in {int(exact.sum())} of {len(exact)} cases; the largest step is {largest}")
 

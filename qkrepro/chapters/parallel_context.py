@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from qkrepro.evidence.claims import Claim, Tables, Verdict
-from qkrepro.evidence.verdicts import above, both, settings_verdict
+from qkrepro.evidence.style import draw_intervals
+from qkrepro.evidence.verdicts import above, both, correlation_verdict, settings_verdict
 from qkrepro.models.token_covariance import running_model
 from qkrepro.theory.attention import attention_entropy
 from qkrepro.theory.statistics import Interval, intervals, t_interval
@@ -68,7 +69,9 @@ def masses(attention: Tensor, encoding: Encoding) -> Tensor:
 @torch.no_grad()
 def _run(network: Any, window: Tensor, query: int, encodings: Ways) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
     """Return the query's attention, (layers, heads, query − 1, T), and last states without [SEP] in each encoding."""
-    seen, place = (torch.stack([getattr(each, name) for each in encodings.values()]) for name in ("seen", "place"))
+    seen, place = (
+        torch.stack([getattr(encoding, name) for encoding in encodings.values()]) for name in ("seen", "place")
+    )
     bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
     ids = window.expand(len(seen), -1)
     out = network(input_ids=ids, attention_mask=bias, position_ids=place, output_attentions=True)
@@ -96,22 +99,22 @@ def encoded_contexts(
             ways["pieces", count] = encode(size, query, count)
             ways["places kept", count] = encode(size, query, count, restart=False)
             ways["sink", count] = encode(size, query, count, prefix=prefix)
-        found, halves = _run(network, window, query, ways), {}
+        runs, halves = _run(network, window, query, ways), {}
         for count in counts:
             cut = ways["pieces", count]
-            paid = masses(found["pieces", count][0], cut)[..., 1:-1].flatten(0, -2).mean(0)  # (pieces,)
+            paid = masses(runs["pieces", count][0], cut)[..., 1:-1].flatten(0, -2).mean(0)  # (pieces,)
             halves["best half", count] = keep(cut, paid.topk(count // 2).indices)
             halves["random half", count] = keep(cut, torch.randperm(count, generator=generator)[: count // 2])
-        found |= _run(network, window, query, halves)
-        _, alone = found.pop(("none", 1))
-        whole, states = found["whole", 1]
-        for (way, count), (own, now) in found.items():
+        runs |= _run(network, window, query, halves)
+        _, alone = runs.pop(("none", 1))
+        whole, states = runs["whole", 1]
+        for (way, count), (own, now) in runs.items():
             cut = (ways | halves)[way, count]
             entropies = (own, masses(own, cut), masses(whole, cut))
-            values = [float(attention_entropy(each).mean()) for each in entropies]
+            values = [float(attention_entropy(attention).mean()) for attention in entropies]
             values.append(float((now - states).norm() / (alone - states).norm()))
             rows.append((number, way, count, *values))
-        rises.append((attention_entropy(found["pieces", max(counts)][0]) - attention_entropy(whole)).mean(-1))
+        rises.append((attention_entropy(runs["pieces", max(counts)][0]) - attention_entropy(whole)).mean(-1))
     heads = pd.DataFrame(torch.stack(rises).mean(0).numpy()).rename_axis("layer").reset_index()
     columns = ["window", "way", "pieces", "entropy", "between", "between_whole", "disagreement"]
     return pd.DataFrame(rows, columns=columns), heads.melt("layer", var_name="head", value_name="rise")
@@ -135,12 +138,12 @@ def pieces_raise_entropy(tables: Tables) -> Verdict:
 def loss_follows_entropy(tables: Tables) -> Verdict:
     """Judge the correlation, by window, of entropy and disagreement. Reads `encodings` without the halves."""
     rows = tables["encodings"].query("way in ('whole', 'pieces', 'sink')")
-    found = [group["entropy"].corr(group["disagreement"]) for _, group in rows.groupby("window") if len(group) > 2]
-    if len(found) < 2:
+    by_window = [group["entropy"].corr(group["disagreement"]) for _, group in rows.groupby("window") if len(group) > 2]
+    if len(by_window) < 2:
         return settings_verdict({})
-    interval = t_interval(found)
-    told = f"correlation {interval.estimate:.2f} ({interval.low:.2f} to {interval.high:.2f})"
-    return settings_verdict({"entropy and disagreement": above(interval, 0)}, told)
+    interval = t_interval(by_window)
+    remark = f"correlation {interval.estimate:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+    return settings_verdict({"entropy and disagreement": above(interval, 0)}, remark)
 
 
 def remedies_help(tables: Tables) -> Verdict:
@@ -156,8 +159,7 @@ def remedies_help(tables: Tables) -> Verdict:
 
 def dispersed_heads_rise(tables: Tables) -> Verdict:
     """Judge the rank correlation of `correlation`: quantity, correlation, low, high."""
-    rows = tables["correlation"].to_dict("records")
-    return settings_verdict({row["quantity"]: above(Interval(0, row["low"], row["high"]), 0) for row in rows})
+    return correlation_verdict(tables["correlation"])
 
 
 def plot_ways(encodings: pd.DataFrame, column: str, ax: Axes) -> None:
@@ -165,8 +167,7 @@ def plot_ways(encodings: pd.DataFrame, column: str, ax: Axes) -> None:
     whole = encodings[encodings["way"] == "whole"].assign(pieces=1)
     for number, way in enumerate(WAYS):
         line = intervals(pd.concat([whole, encodings[encodings["way"] == way]]), ["pieces"], column)
-        bars = [line["estimate"] - line["low"], line["high"] - line["estimate"]]
-        ax.errorbar(line["pieces"], line["estimate"], yerr=bars, marker="osv^D"[number], capsize=2, label=way)
+        draw_intervals(ax, line["pieces"], line, fmt="-", marker="osv^D"[number], capsize=2, label=way)
     ticks = sorted({1, *encodings["pieces"]})
     ax.set(xlabel="pieces p", xscale="log", xticks=ticks, xticklabels=[str(tick) for tick in ticks])
     ax.minorticks_off()

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from torch import Generator, Tensor, nn
 
 from qkrepro.evidence.claims import Claim, Tables, Verdict
-from qkrepro.evidence.verdicts import above, settings_verdict
+from qkrepro.evidence.style import draw_intervals, interval_ends
+from qkrepro.evidence.verdicts import above, correlation_verdict, settings_verdict
 from qkrepro.models.checkpoint import qk_layers
 from qkrepro.models.head_products import products_in_covariance
 from qkrepro.models.minilm import layer_views
@@ -121,9 +122,7 @@ def diagonal_is_least_needed(tables: Tables) -> Verdict:
 
 def trace_draws_to_diagonal(tables: Tables) -> Verdict:
     """Judge the rank correlation of `correlation`: quantity, correlation, low, high."""
-    rows = tables["correlation"].to_dict("records")
-    status = {row["quantity"]: row["low"] > 0 if row["low"] > 0 or row["high"] < 0 else None for row in rows}
-    return settings_verdict(status)
+    return correlation_verdict(tables["correlation"])
 
 
 def skip_closes_the_gate(tables: Tables) -> Verdict:
@@ -137,9 +136,8 @@ def skip_closes_the_gate(tables: Tables) -> Verdict:
 def plot_damage(damage: pd.DataFrame, ax: Axes) -> None:
     """Draw the damage of each mask with its interval over windows; the random key last."""
     summary = intervals(damage, ["offset"], "damage")
-    bars = [summary["estimate"] - summary["low"], summary["high"] - summary["estimate"]]
     colours = ["C1" if name == "0" else "0.6" if name == RANDOM else "C0" for name in summary["offset"]]
-    ax.bar(summary["offset"], summary["estimate"], yerr=bars, color=colours, capsize=2)
+    ax.bar(summary["offset"], summary["estimate"], yerr=interval_ends(summary), color=colours, capsize=2)
     ax.set(xlabel="key that every query loses: offset in tokens", ylabel="relative change of the output")
 
 
@@ -147,9 +145,8 @@ def plot_gates(gates: pd.DataFrame, ax: Axes) -> None:
     """Draw the learnt gate over the distance with intervals over runs, a line with and one without skip connection."""
     for skip, marker in ((True, "o"), (False, "s")):
         line = intervals(gates[gates["skip"] == skip], ["distance"], "gate")
-        bars = [line["estimate"] - line["low"], line["high"] - line["estimate"]]
         label = f"{'with' if skip else 'without'} skip connection"
-        ax.errorbar(line["distance"], line["estimate"], yerr=bars, marker=marker, capsize=2, label=label)
+        draw_intervals(ax, line["distance"], line, fmt="-", marker=marker, capsize=2, label=label)
     ax.set(xlabel="distance, tokens back", ylabel="gate", ylim=(-0.03, 1.03))
     ax.legend()
 

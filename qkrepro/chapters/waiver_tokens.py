@@ -15,7 +15,8 @@ from scipy import stats
 from torch import Tensor
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
-from qkrepro.evidence.verdicts import above, settings_verdict
+from qkrepro.evidence.style import interval_ends
+from qkrepro.evidence.verdicts import above, correlation_verdict, settings_verdict
 from qkrepro.models.token_covariance import running_model
 from qkrepro.theory.statistics import intervals, t_interval
 
@@ -124,10 +125,7 @@ def chosen_by_feature(tables: Tables) -> Verdict:
 
 def trace_keeps_from_sinks(tables: Tables) -> Verdict:
     """Judge the rank correlation of `correlation`: quantity, low, high; it holds below 0."""
-    rows = tables["correlation"].to_dict("records")
-    return settings_verdict(
-        {row["quantity"]: row["high"] < 0 if row["high"] < 0 or row["low"] > 0 else None for row in rows}
-    )
+    return correlation_verdict(tables["correlation"], -1)
 
 
 def plot_values(values: pd.DataFrame, ax: Axes, excess: float = EXCESS) -> None:
@@ -149,9 +147,8 @@ def plot_moved(moved: pd.DataFrame, ax: Axes) -> None:
     for number, place in enumerate(("[CLS]", "[SEP]", "first", "last")):
         line = summary[summary["place"] == place]
         at = [orders.index(order) + 0.2 * (number - 1.5) for order in line["order"]]
-        bars = [line["estimate"] - line["low"], line["high"] - line["estimate"]]
         label = place if place.startswith("[") else f"{place} place"
-        ax.bar(at, line["estimate"], width=0.19, yerr=bars, capsize=2, label=label)
+        ax.bar(at, line["estimate"], width=0.19, yerr=interval_ends(line), capsize=2, label=label)
     ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
     ax.set_xticks(
         range(len(orders)), [order.replace(" in", "\nin").replace(" dropped", "\ndropped") for order in orders]

@@ -37,7 +37,7 @@ def outcome_of(differences: Sequence[float], better: int, margin: float, p_value
     if len(values) < FEWEST_SEEDS:
         return "not run"
     gap = t_interval(values)
-    differs = _differs(values) if p_value is None else p_value < LEVEL
+    differs = (paired_p_value(values.tolist()) if p_value is None else p_value) < LEVEL
     inside = max(-gap.low, gap.high) < margin
     if differs and gap.estimate > 0:
         return "partly" if inside else "reproduced"
@@ -115,8 +115,9 @@ def interval_text(interval: Interval, digits: int = 3) -> str:
     return f"{estimate} [{low}, {high}]"
 
 
-def _differs(values: np.ndarray) -> bool:
-    """Whether the two-sided paired t test leaves a p-value below LEVEL; equal values differ from 0 or are 0."""
-    if np.ptp(values) == 0:
-        return bool(values[0] != 0)
-    return bool(stats.ttest_1samp(values, 0).pvalue < LEVEL)
+def paired_p_value(differences: Sequence[float]) -> float:
+    """Return the p-value of the two-sided paired t test; equal differences give 0, or 1 where they are 0 or too few."""
+    values = np.asarray(differences, dtype=np.float64)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(len(values) < 2 or values[0] == 0)
+    return float(stats.ttest_1samp(values, 0).pvalue)

@@ -62,13 +62,15 @@ class ShownVerdicts:
         return "\n\n".join(self._section(claim, verdict) for claim, verdict in self.verdicts.items())
 
     def _section(self, claim: Claim, verdict: Verdict | None) -> str:
-        head = f"**Claim** ({claim.provenance}): {claim.statement}\n\n"
-        head += f"**Rule.** {claim.rule} Refuted by: {claim.refuted_by}.\n\n"
-        if verdict is None:
-            return f"{head}{self._none().capitalize()}."
-        title = "Verdict of changed parameters" if self.changed else "Verdict"
-        outcome = outcome_in_setting(claim, verdict.outcome)
-        return f"{head}**{title}: {outcome}.** {verdict.because[:1].upper()}{verdict.because[1:]}{self._mark()}."
+        """Return the claim with its outcome, and folded below it what decides; a page is about its figures."""
+        title, because = f"{self._none().capitalize()}.", ""
+        if verdict is not None:
+            kind = "Verdict of changed parameters" if self.changed else "Verdict"
+            title = f"{kind}: {outcome_in_setting(claim, verdict.outcome)}."
+            because = f"{verdict.because[:1].upper()}{verdict.because[1:]}{self._mark()}.\n\n"
+        summary = f"<summary><strong>{escape(title)}</strong> {escape(claim.statement)}</summary>"
+        rule = f"**Rule** ({claim.provenance}). {claim.rule} Refuted by: {claim.refuted_by}."
+        return f'<details class="numbers verdict-rule">{summary}\n\n{because}{rule}\n\n</details>'
 
     def _none(self) -> str:
         return f"no verdict at profile {self.profile}; verdicts rest on {COMMITTED_PROFILE}"

@@ -81,11 +81,15 @@ def use_style() -> None:
     sns.set_theme(style="ticks", palette=PALETTE, rc=STYLE)
 
 
+def interval_ends(rows: pd.DataFrame) -> "list[pd.Series[float]]":
+    """Return how far each interval reaches below and above its estimate, as matplotlib's `yerr` wants it."""
+    return [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
+
+
 def draw_intervals(axis: Axes, x: Sequence[float] | pd.Series, rows: pd.DataFrame, **look: Any) -> None:
     """Draw a point at each estimate with its interval; rows: estimate, low, high. look: as `Axes.errorbar` takes it."""
-    bars = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
     settings: dict[str, Any] = {"fmt": "o", "markersize": 4, **look}
-    axis.errorbar(x, rows["estimate"], yerr=bars, **settings)
+    axis.errorbar(x, rows["estimate"], yerr=interval_ends(rows), **settings)
 
 
 def label_lines(axis: Axes, *, gap: float = 0.08, offset: float = 4) -> None:

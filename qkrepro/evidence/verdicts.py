@@ -7,6 +7,8 @@ Thresholds are choices of ours.
 
 from collections.abc import Mapping
 
+import pandas as pd
+
 from qkrepro.evidence.claims import Outcome, Verdict
 from qkrepro.theory.statistics import Interval
 
@@ -63,6 +65,16 @@ def both(*statuses: bool | None) -> bool | None:
 def either(*statuses: bool | None) -> bool | None:
     """True when one is, False when all are, None when the data leave it open."""
     return True if True in statuses else None if None in statuses else False
+
+
+def correlation_verdict(table: pd.DataFrame, sign: int = 1) -> Verdict:
+    """Judge whether correlations have the sign that a claim names, each by its whole interval.
+
+    table: quantity, correlation, low, high, as `theory.statistics.correlations` returns it; one row a setting.
+    """
+    rows = table.to_dict("records")
+    ends = {str(row["quantity"]): sorted((sign * row["low"], sign * row["high"])) for row in rows}
+    return settings_verdict({name: above(Interval(low, low, high), 0) for name, (low, high) in ends.items()})
 
 
 def universal_verdict(holds: list[bool | None], because: str) -> Verdict:

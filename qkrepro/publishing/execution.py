@@ -51,7 +51,7 @@ CENTRAL_FIGURE = (
     "central-figure",
     "book/images/both_at_once.png",
 )  # notebook, tag of its cell, picture
-THREADS = "2"
+THREADS = "1"  # of each library; a notebook sets those of PyTorch
 WORKERS = 2  # notebooks at once; each needs up to 1.1 GB
 TIMEOUT = 3600  # seconds per cell
 KEPT = "book/generated/repetition.csv"

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qkrepro.theory.attention import softmax_attention
+
 WORDS = ("the", "cat", "sat", "on", "the", "mat")
 STEP, LEFT, WIDTH, HEIGHT = 56, 52, 400, 430  # pixels between tokens, of the first one's middle, of the drawing
 
@@ -25,15 +27,10 @@ def example_head(seed: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, k @ q
 
 
-def attention_of(logits: Tensor, d_head: int) -> Tensor:
-    """Return the attention weights of one query, softmax at the temperature √d_head."""
-    return (logits / math.sqrt(d_head)).softmax(-1)
-
-
 def head_drawing() -> str:
     """Return the drawing as HTML: a figure with an SVG, its words for who cannot see it, and a caption."""
     q, k, logits = example_head()
-    attention = attention_of(logits, len(q))
+    attention = softmax_attention(logits, math.sqrt(len(q)))
     tallest = 58 / float(attention.max())
     middle = [LEFT + STEP * i for i in range(len(WORDS))]
     last, scale = middle[-1], 42 / float(logits.abs().max())

@@ -36,7 +36,7 @@ def neighbours_page(root: Path, table: pd.DataFrame) -> str:
         module = import_module(f"qkrepro.chapters.{chapter}")
         head, says = f"{{doc}}`../notebooks/{chapter}`<br>{_source(module.SOURCE)}", module.SPECTRUM_SAYS
         for claim in (claim for claim in all_claims() if claim.chapter == chapter):
-            rows.append([head, *_told(claim, outcomes[claim.name]), says])
+            rows.append([head, *_cells(claim, outcomes[claim.name]), says])
             head, says = "", ""
     lines = [f"| {' | '.join(map(table_cell, cells))} |" for cells in rows]
     return ":::{table}\n:class: neighbours\n\n" + "\n".join(lines) + "\n:::\n"
@@ -55,5 +55,5 @@ def _source(arxiv: str) -> str:
     return f"[arXiv {arxiv}](https://arxiv.org/abs/{arxiv})"
 
 
-def _told(claim: Claim, outcome: str) -> list[str]:
+def _cells(claim: Claim, outcome: str) -> list[str]:
     return [f"{{ref}}`{short_statement(claim)} <claim-{claim.name}>`", verdict_badge(outcome), claim.setting or "–"]

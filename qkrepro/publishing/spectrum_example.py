@@ -41,17 +41,17 @@ def spectrum_page(table: pd.DataFrame) -> str:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """Return in one paragraph how many heads differ from random ones, and how far from concentrated they are."""
+    """Return a table of how many heads differ from random ones, and how far from concentrated they are, in Markdown."""
     beyond = table["trace_z"].abs() > CHANCE_Z
-    positive = int((beyond & (table["trace"] > 0)).sum())
-    closer = int((table["relative_variance_percentile"] < CHANCE_PERCENT).sum())
-    return (
-        f"Of the {len(table)} heads, {int(beyond.sum())} have a trace that chance does not explain (`z` beyond "
-        f"{CHANCE_Z:g} or −{CHANCE_Z:g}): {positive} of them a positive one, {int(beyond.sum()) - positive} a negative "
-        f"one. {closer} have a spectrum that is more concentrated, relative to its mean, than "
-        f"{100 - CHANCE_PERCENT:g}% of random heads (`spread %` under {CHANCE_PERCENT:g}). None is concentrated: the "
-        f"smallest `relative_variance` is {table['relative_variance'].min():.2g}, where equal eigenvalues have 0."
-    )
+    closer = table["relative_variance_percentile"] < CHANCE_PERCENT
+    rows = {
+        "heads": len(table),
+        f"with a trace above chance, `z` > {CHANCE_Z:g}": int((beyond & (table["trace"] > 0)).sum()),
+        f"with a trace below chance, `z` < −{CHANCE_Z:g}": int((beyond & (table["trace"] < 0)).sum()),
+        f"more concentrated than random heads, `spread %` < {CHANCE_PERCENT:g}": int(closer.sum()),
+        "smallest `relative_variance`; equal eigenvalues have 0": f"{table['relative_variance'].min():.2g}",
+    }
+    return "\n".join(["| MiniLM | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def _block(lines: list[str]) -> str:

@@ -39,6 +39,5 @@ def test_the_picture_has_no_ground_of_its_own(folder: Path) -> None:
 def test_the_summary_counts_heads_beyond_chance() -> None:
     columns = {"trace_z": [3.0, -2.5, 1.0], "trace": [1.0, -1.0, 0.2], "relative_variance": [0.5, 4.0, 9.0]}
     text = summary(pd.DataFrame(columns | {"relative_variance_percentile": [0.0, 2.4, 50.0]}))
-    assert text.startswith("Of the 3 heads, 2 have a trace")
-    assert "1 of them a positive one, 1 a negative one. 2 have a spectrum" in text
-    assert "`relative_variance` is 0.5," in text
+    counts = [row.split("|")[2].strip() for row in text.splitlines()[2:]]
+    assert counts == ["3", "1", "1", "2", "0.5"]
