@@ -120,7 +120,7 @@ BAD: dict[str, list[str]] = {
     ],
     "draws must be an integer >= 2, got 1": ["MODEL", "--draws", "1"],
     "text is '/no/such/text'; it cannot be read": ["MODEL", "--text", "/no/such/text"],
-    "header claims": ["DAMAGED"],
+    "no whole safetensors file": ["DAMAGED"],
 }
 
 

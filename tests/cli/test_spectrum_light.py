@@ -59,7 +59,7 @@ def test_layers_read_in_threads_give_the_same_bytes(model: Path, tmp_path: Path)
 def test_bfloat16_becomes_float32_exactly(tmp_path: Path, shape: tuple[int, ...]) -> None:
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     save_file({"x": tensor}, tmp_path / "model.safetensors")
-    array = open_checkpoint(tmp_path).array("x")
+    array = open_checkpoint(tmp_path).tensors["x"].read()
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, tensor.float().numpy())
 
