@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import make, save
 
-from qkrepro.models.spectrum_report import columns_as_text, qk_table
+from qkrepro.models.spectrum_columns import columns_as_text
+from qkrepro.models.spectrum_report import qk_table
 from qkrepro.models.weight_files import open_checkpoint
 from qkrepro.theory.spectrum import qk_moments
 
