@@ -117,7 +117,8 @@ def figures(
     """Execute the notebooks whose inputs changed and keep their outputs, numbers and figures; print their verdicts."""
     from qkrepro.evidence.numbers import COMMITTED_PROFILE
     from qkrepro.publishing.claims_pages import verdicts
-    from qkrepro.publishing.execution import repeat_figures, run_figures
+    from qkrepro.publishing.execution import run_figures
+    from qkrepro.publishing.repetition import repeat_figures
 
     if repeat:
         if repeat_figures(names or [], log=typer.echo):

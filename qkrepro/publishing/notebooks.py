@@ -1,6 +1,7 @@
 """Notebooks as files: read, write whole or not at all, the cells with a role, and outputs without a run's traces."""
 
 import ast
+import base64
 import hashlib
 import json
 import re
@@ -138,6 +139,13 @@ def outputs_digest(notebook: NotebookNode) -> str:
     """Return the digest of all outputs, by which a run by hand is told from one by `qkrepro figures`."""
     outputs = [[o.output_type, o.get("text"), o.get("data")] for c in notebook.cells for o in c.get("outputs", [])]
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def png_outputs(notebook: NotebookNode, tag: str | None = None) -> list[bytes]:
+    """Return the stored PNG pictures in order, of all cells or of those with this tag."""
+    cells = [cell for cell in notebook.cells if tag is None or tag in cell.metadata.get("tags", [])]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    return [base64.b64decode(kinds["image/png"]) for kinds in data if "image/png" in kinds]
 
 
 def parameters_cell(notebook: NotebookNode) -> NotebookNode:

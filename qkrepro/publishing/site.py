@@ -24,12 +24,12 @@ from qkrepro.evidence.numbers import COMMITTED_PROFILE, book_root
 from qkrepro.publishing.changes_page import changed_since_the_first_edition, changes_page
 from qkrepro.publishing.claims_pages import verdicts, write_pages, write_threshold_figures
 from qkrepro.publishing.colab import outdated_colab_cells
-from qkrepro.publishing.execution import repetition_page
 from qkrepro.publishing.explorer import write_explorer
 from qkrepro.publishing.front_page import write_front_page
 from qkrepro.publishing.neighbours_page import write_neighbours
 from qkrepro.publishing.notebooks import code_cells, read_notebook, write_notebook
 from qkrepro.publishing.provenance import write_provenance
+from qkrepro.publishing.repetition import repetition_page
 from qkrepro.publishing.revision import book_revision, last_change
 from qkrepro.publishing.site_check import site_problems
 from qkrepro.publishing.spectrum_example import write_spectrum_example

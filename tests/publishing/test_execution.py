@@ -12,8 +12,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from qkrepro.cli.app import main
 from qkrepro.errors import ArgumentError, NotebookError
-from qkrepro.publishing.execution import KEPT, find_chapters, repeat_figures, repetition_page, run_figures
+from qkrepro.publishing.execution import find_chapters, run_figures
 from qkrepro.publishing.notebooks import clean, default_parameters, read_notebook, with_parameters, write_notebook
+from qkrepro.publishing.repetition import KEPT, repeat_figures, repetition_page
 
 PARAMETERS = 'profile = "quick"\nsamples = 10  # draws\nscale = (1.0, 2.5)  # units\nname = "ä"'
 SAVES = (
