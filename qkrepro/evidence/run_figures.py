@@ -38,9 +38,9 @@ def epoch_label(epoch: float) -> str:
     return "start" if epoch == 0 else f"after {passes(epoch)}"
 
 
-def label_empty(axis: Axes, text: str = "not run") -> None:
-    """Say in the middle of an empty axes why it is empty."""
-    axis.text(0.5, 0.5, text, ha="center", va="center", color=INK, transform=axis.transAxes)
+def label_empty(axis: Axes) -> None:
+    """Write "not run" into the middle of an empty axes."""
+    axis.text(0.5, 0.5, "not run", ha="center", va="center", color=INK, transform=axis.transAxes)
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
 
@@ -105,7 +105,7 @@ def plot_runs(values: Sequence[float], place: float, axis: Axes, colour: Any, *,
     axis.errorbar(*(middle if across else middle[::-1]), **style)
 
 
-def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes, colour: Any = COLOURS["locater"]) -> None:
+def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes) -> None:
     """Draw differences to the baseline, a row a name, a point a seed, with their mean and its interval.
 
     pairs: name to a table with column difference; a name without a pair reads "not run".
@@ -116,7 +116,7 @@ def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes, colour: An
             where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": "center"}
             axis.annotate("not run", (0.5, place), color=INK, **where)
         else:
-            plot_runs(table["difference"].astype(float).tolist(), place, axis, colour, across=True)
+            plot_runs(table["difference"].astype(float).tolist(), place, axis, COLOURS["locater"], across=True)
     axis.set_yticks(range(len(pairs)), list(pairs))
     axis.set_ylim(len(pairs) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)

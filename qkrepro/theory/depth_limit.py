@@ -56,10 +56,9 @@ def depth_limit(
     *,
     dispersion: float = 0.0,
     residual: bool = False,
-    causal: bool = True,
     generator: Generator | None = None,
 ) -> DepthLimit:
-    """Follow the cosines of the tokens through L layers of attention and LayerNorm as d → ∞.
+    """Follow the cosines of the tokens through L layers of causal attention and LayerNorm as d → ∞.
 
     Parameters
     ----------
@@ -73,8 +72,6 @@ def depth_limit(
         √(dσ²)/λ >= 0. When positive, the logits gain a Gaussian matrix, drawn anew in every layer with `generator`.
     residual
         Add each layer's input to its output.
-    causal
-        Mask later keys.
     generator
         Source of the draws; a positive dispersion needs it.
 
@@ -98,7 +95,7 @@ def depth_limit(
     check_number("dispersion", dispersion, at_least=0)
     if dispersion > 0 and generator is None:
         raise ArgumentError("generator must be given with a positive dispersion, which draws logits, got None")
-    mask = causal_mask(len(current)) if causal else None
+    mask = causal_mask(len(current))
     all_cosines, all_attention = [current], []
     for _ in range(layers):
         logits = scaled_mean * current

@@ -217,21 +217,21 @@ def factor(
     return root * u.mT[..., :d_head, :], root * vh[..., :d_head, :]
 
 
-def covariance_root(cov: Float[Tensor, "d d"], dim: int, *, name: str = "cov") -> Float64[Tensor, "d d"]:
+def covariance_root(cov: Float[Tensor, "d d"], dim: int) -> Float64[Tensor, "d d"]:
     """Return the symmetric square root Σ^{1/2} of a covariance matrix, float64, (dim, dim).
 
     Raises ShapeError unless cov is (dim, dim), ArgumentError when it is not finite, not symmetric or not positive
     semi-definite (a rounding error of 1e-10 of the largest entry or eigenvalue is let through).
     """
     if cov.shape != (dim, dim):
-        raise ShapeError(f"{name} must have shape {(dim, dim)}, got {tuple(cov.shape)}")
-    check_finite(name, cov)
+        raise ShapeError(f"cov must have shape {(dim, dim)}, got {tuple(cov.shape)}")
+    check_finite("cov", cov)
     cov = cov.double()
     if float((cov - cov.mT).abs().max()) > 1e-10 * float(cov.abs().max()):
-        raise ArgumentError(f"{name} must be symmetric, got a difference of {float((cov - cov.mT).abs().max()):.3g}")
+        raise ArgumentError(f"cov must be symmetric, got a difference of {float((cov - cov.mT).abs().max()):.3g}")
     values, vectors = torch.linalg.eigh(cov)
     if float(values[0]) < -1e-10 * float(values.abs().max()):
-        raise ArgumentError(f"{name} must be positive semi-definite, got the eigenvalue {float(values[0]):.3g}")
+        raise ArgumentError(f"cov must be positive semi-definite, got the eigenvalue {float(values[0]):.3g}")
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
     return root
 

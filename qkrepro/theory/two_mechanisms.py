@@ -98,9 +98,7 @@ def state_update(state: Sequence[float], alpha: float, samples: Samples) -> tupl
     return (m_hat * v, theta_hat * v, v**2 * (q_hat + theta_hat**2 + m_hat**2), v), before, after
 
 
-def fixed_point(
-    alpha: float, samples: Samples, mechanism: str, start: Sequence[float] = (), *, everywhere: bool = True
-) -> dict[str, Any]:
+def fixed_point(alpha: float, samples: Samples, mechanism: str, start: Sequence[float] = ()) -> dict[str, Any]:
     """Return m, theta, q, response, energy (train loss over d), error and whether the solver converged, on one branch.
 
     start: (m or θ, q, V) to begin from. error: squared error over d, twice the loss, as the source counts it.

@@ -134,14 +134,6 @@ class SweepTables(RunTables):
         return rows.assign(command=self.command).reset_index(drop=True)
 
 
-def run_tables(folder: str | Path) -> RunTables:
-    """Return the tables of all finished records in and below `folder`; empty tables where there are none, or no folder.
-
-    Raises RunError for a damaged record.
-    """
-    return _tables(_records(folder))
-
-
 def sweep_tables(path: str | Path) -> SweepTables:
     """Return the tables of a sweep file NAME.yaml from the records in the folder NAME beside it; it needs no corpus.
 
