@@ -60,7 +60,7 @@ def run_spectrum(request: SpectrumRequest, log: Callable[[str], None]) -> None:
 
 
 def write_table(table: Columns, kind: str, out: Path | None, log: Callable[[str], None]) -> None:
-    """Write the table as text, CSV, JSON (records) or Parquet to the file, whole or not at all, or log it."""
+    """Write the table to the file `out`, whole or not at all, or log it; kind: one of FORMATS."""
     if kind == "parquet":
         import pandas as pd
 
@@ -168,20 +168,14 @@ def _tables(towers: list[Tower], wanted: list[int] | None, options: TableOptions
 
 
 def _threads() -> int:
-    """Return the layers to read at once.
-
-    One per processor that this process may use, or OMP_NUM_THREADS, four at most.
-    """
+    """Return the layers to read at once: processors that this process may use, or OMP_NUM_THREADS; four at most."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     stated = os.environ.get("OMP_NUM_THREADS", "")
     return min(THREADS, int(stated) if stated.isdecimal() and int(stated) else usable)
 
 
 def _in_order(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[Any]:
-    """Yield the results of `work` in the order of the items.
-
-    Some items at a time in threads, never more than that at once.
-    """
+    """Yield the results of `work` in the order of the items, never more of them at once than there are threads."""
     with ThreadPoolExecutor(threads) as pool:
         running: deque[Future[Any]] = deque()
         try:

@@ -47,7 +47,7 @@ def outcome_of(differences: Sequence[float], better: int, margin: float, p_value
 def paired_outcome(differences: Sequence[float], better: int, margin: float, name: str) -> Verdict:
     """Return `outcome_of` with its numbers, and in how many seeds the difference has the sign that the claim names.
 
-    name: what changes, with its unit.
+    differences, better, margin: as for `outcome_of`. name: what changes, with its unit.
     """
     values = np.asarray(differences, dtype=np.float64)
     outcome = outcome_of(differences, better, margin)

@@ -46,7 +46,7 @@ def label_empty(axis: Axes) -> None:
 
 
 def plot_lines(means: pd.DataFrame, by: str, x: str, styles: Mapping[Any, Style], axis: Axes) -> None:
-    """Draw mean lines with their intervals, one a name of `styles` that is in column `by`; "not run" without any.
+    """Draw mean lines with their intervals on the axis, one per name of `styles` in column `by`; "not run" without any.
 
     means: `by`, `x`, estimate, low, high; a NaN end of an interval is not drawn.
     """
@@ -92,7 +92,7 @@ def plot_paired_over_training(differences: pd.DataFrame, means: pd.DataFrame, ax
 
 
 def plot_runs(values: Sequence[float], place: float, axis: Axes, colour: Any, *, across: bool = False) -> None:
-    """Draw runs as points beside their mean with its 95% interval, at one place of an axis of categories.
+    """Draw runs as points of a colour beside their mean with its 95% interval, at one place of an axis of categories.
 
     across: values run along the horizontal axis and places down the vertical one, not the other way round.
     """

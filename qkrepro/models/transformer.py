@@ -160,10 +160,7 @@ class LanguageModel(nn.Module):
         self._initialise(generator)
 
     def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocabulary"]:
-        """Return the logits over the vocabulary, (batch, length, vocabulary).
-
-        tokens: (batch, length), int64.
-        """
+        """Return the logits over the vocabulary, (batch, length, vocabulary), of int64 tokens (batch, length)."""
         return F.linear(self.hidden(tokens), self.embedding.weight)
 
     def hidden(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length d_model"]:

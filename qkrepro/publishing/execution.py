@@ -76,7 +76,7 @@ def run_figures(
 ) -> list[str]:
     """Execute the stale ones of the named notebooks (default: all), with a line about each; returns their names.
 
-    force: execute those that are up to date too. check: name what is stale and execute nothing.
+    force: execute those that are up to date too. check: name what is stale and execute nothing. log: takes the lines.
     Raises ArgumentError for an unknown name or profile, NotebookError when a notebook failed (after the others ran).
     """
     root = book_root()
@@ -189,6 +189,7 @@ def execute(root: Path, chapter: Chapter, label: str) -> Cost:
 def run_apart(root: Path, chapter: Chapter, scratch: Path, label: str) -> tuple[NotebookNode, Cost]:
     """Run one chapter in the empty folder `scratch` and touch nothing else; its numbers are in `scratch/numbers`.
 
+    root: the checkout. label: what a progress bar says.
     Raises NotebookError naming the cell and the error; the run that failed is kept under `_build/failed`.
     """
     from papermill import PapermillExecutionError

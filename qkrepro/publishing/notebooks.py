@@ -61,10 +61,7 @@ def with_colab_cell(notebook: NotebookNode, cell: NotebookNode | None) -> Notebo
 
 
 def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
-    """Return the names and values that the cell tagged `parameters` sets.
-
-    Raises NotebookError when they are not plain values.
-    """
+    """Return the values that the cell tagged `parameters` sets, by name; NotebookError unless they are plain values."""
     defaults = {}
     for node in ast.parse(parameters_cell(notebook).source).body:
         try:
@@ -79,10 +76,7 @@ def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
 
 
 def with_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> NotebookNode:
-    """Return the notebook with these values in its `parameters` cell.
-
-    Comments are kept, so that its page shows what was run.
-    """
+    """Return the notebook with these values in its `parameters` cell, comments kept: its page shows what was run."""
     cell = parameters_cell(notebook)
     lines = cell.source.splitlines()
     for node in reversed(ast.parse(cell.source).body):
@@ -122,10 +116,7 @@ def clean(notebook: NotebookNode, record: Mapping[str, Any]) -> NotebookNode:
 
 
 def joined_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """Return the outputs with neighbouring pieces of one stream joined.
-
-    Where a kernel cuts printed text is a matter of timing.
-    """
+    """Return the outputs with the pieces of a stream joined: where a kernel cuts printed text is a matter of timing."""
     joined: list[NotebookNode] = []
     for output in outputs:
         if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:

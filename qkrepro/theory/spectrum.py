@@ -39,10 +39,7 @@ class SpectrumMoments:
 
     @property
     def eigen_variance(self) -> Tensor:
-        """Return the variance over all d_model eigenvalues, tr W²/d_model − (tr W/d_model)².
-
-        It is negative for some complex spectra.
-        """
+        """Return the variance over all d_model eigenvalues, tr W²/d_model − (tr W/d_model)²; it can be negative."""
         return self.trace_sq / self.d_model - self.eigen_mean.square()
 
     @property
@@ -195,9 +192,7 @@ def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generat
 def factor(
     w: Float[Tensor, "*batch d_model d_model"], d_head: int
 ) -> tuple[Float64[Tensor, "*batch d_head d_model"], Float64[Tensor, "*batch d_head d_model"]]:
-    """Return the balanced factors (w_q, w_k) of w = w_qᵀ w_k.
-
-    w_q w_qᵀ and w_k w_kᵀ are one diagonal matrix, of the singular values of w.
+    """Return balanced factors of w = w_qᵀ w_k: w_q w_qᵀ = w_k w_kᵀ, diagonal, with the singular values of w.
 
     w: (..., d_model, d_model). Returns two float64 tensors (..., d_head, d_model).
     Raises ShapeError unless w is square, ArgumentError for non-finite w, for d_head outside 1..d_model, and when the
@@ -258,10 +253,7 @@ def _check_random_spectrum(
 
 
 def _standard_sample(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Draw a Gaussian sample with mean exactly 0 and population variance exactly 1 along the last dimension.
-
-    It is 0 where that dimension is 1.
-    """
+    """Draw a Gaussian sample of mean exactly 0 and variance exactly 1 over the last dimension (0 at size 1)."""
     sample = _normal(shape, generator)
     sample = sample - sample.mean(-1, keepdim=True)
     if shape[-1] == 1:

@@ -40,9 +40,9 @@ def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
 
 
 def median_interval(values: ArrayLike) -> Interval:
-    """Return the median of independent values, (n,), with its distribution-free interval.
+    """Return the median of independent values, (n,), with its distribution-free interval; of differences: sign test.
 
-    Of paired differences it is the interval of the sign test. The ends are order statistics, so that skewed values
+    The ends are order statistics, so that skewed values
     widen it and nothing is assumed of their law. NaN ends below six values, which hold no 95% interval.
     Raises ArgumentError for no value or one that is not finite.
     Source: textbook (binomial interval of a quantile); used wherever ratios over seeds are skewed.
@@ -198,10 +198,7 @@ def total_variation(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def bin_middles(location: pd.Series, bins: int) -> NDArray[Any]:
-    """Return the middle of the one of `bins` equal bins of (0, 1] in which each location lies.
-
-    Raises ArgumentError for bins < 1.
-    """
+    """Return the middles of the `bins` >= 1 equal bins of (0, 1] in which the locations lie."""
     check_integer("bins", bins, at_least=1)
     place = np.minimum((location.to_numpy(float) * bins - 1e-9).astype(int), bins - 1)
     middles: NDArray[Any] = (place + 0.5) / bins

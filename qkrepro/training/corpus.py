@@ -83,7 +83,8 @@ def load_folder(
 ) -> Corpus:
     """Encode the train, valid and test text in `folder`, or take the encoded form from the cache.
 
-    digests: sha256 that each split's file must have. Raises CorpusError as `load_corpus` does.
+    name: of the corpus. vocabulary: as for `load_corpus`. digests: sha256 that each split's file must have. Raises
+    CorpusError as `load_corpus` does.
     """
     files = {split: _find_file(folder, split) for split in SPLITS}
     content = {split: _read_bytes(path) for split, path in files.items()}
@@ -263,7 +264,7 @@ def synthetic_corpus(
     lag: int = 4,
     seed: int = 0,
 ) -> Corpus:
-    """Return `tokens` training tokens and a tenth of that for validation and for test, from one seed.
+    """Return `tokens` training tokens of `vocabulary` words, a tenth of that for validation and test, from one seed.
 
     The first `lag` words of a split are fresh, which raises its entropy by a share of about lag/tokens.
     Raises ArgumentError for a repeat outside [0, 1) or sizes that leave an empty split.

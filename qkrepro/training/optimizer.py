@@ -34,9 +34,7 @@ def make_optimizer(model: nn.Module, lr: float, *, weight_decay: float = 0.01) -
 def learning_rate(
     update: int, *, peak: float, warmup: int, schedule: str = "inverse-square-root", last: int | None = None
 ) -> float:
-    """Return the rate of update number `update` (from 1).
-
-    It rises linearly from 0 to the peak at update = warmup and falls.
+    """Return the rate of update number `update` (from 1): linearly from 0 to the peak at update = warmup, then down.
 
     schedule: "inverse-square-root", peak · √(warmup/update) from there on, whatever the length of the run (fairseq's
     `inverse_sqrt`, with warm-up from 0); "linear", peak · (last + 1 − update)/(last + 1 − warmup), which would be 0 at

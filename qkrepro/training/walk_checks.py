@@ -110,10 +110,7 @@ def profile_laws(seen: Seen, generator: Generator, draws: int) -> pd.DataFrame:
 
 
 def law_distances(laws: pd.DataFrame) -> dict[str, float]:
-    """Return the total variation between the measured profile and each of LAWS, by law.
-
-    laws: as `profile_laws` gives them.
-    """
+    """Return the total variation between the measured profile and each of LAWS; laws: as `profile_laws` gives them."""
     shares = {law: part["share"].to_numpy() for law, part in laws.groupby("law", sort=False)}
     return {law: total_variation(shares[law], shares[MEASURED]) for law in LAWS}
 
@@ -135,8 +132,8 @@ def model_walk_tables(
 ) -> WalkTables:
     """Return the walk checks of one run's model at update 0 and at its best checkpoint, and the profiles of the latter.
 
-    folder: where the run was trained. sequences: validation sequences that are looked at. draws: walks. Random numbers
-    come from one fixed seed. Raises as `seen_model` does.
+    folder: where the run of this configuration was trained, on text in `data`. sequences: validation sequences that are
+    looked at. draws: walks. Random numbers come from one fixed seed. Raises as `seen_model` does.
     """
     looked = replace(configuration, measured_sequences=sequences)
     generator = torch.Generator().manual_seed(SEED)
@@ -162,7 +159,8 @@ def write_walk_records(
 ) -> Path:
     """Write the tables of all runs of a sweep file that are trained in RUNS/NAME; returns their folder.
 
-    Files appear whole or not at all. Raises RunError when no run of the sweep is trained there, CorpusError for text.
+    data: where WikiText-2 lies. log: takes one line per run. Files appear whole or not at all. Raises RunError when no
+    run of the sweep is trained there, CorpusError for text.
     """
     path, tables_of_runs = Path(sweep), []
     torch.set_num_threads(1)  # the order of sums depends on it
@@ -187,8 +185,8 @@ def walk_curves(
     """Return the increments and variance of one run's tokens at the start and trained, and of a walk like the latter.
 
     Returns tokens ("start", "trained", "walk"), curve ("correlation": `increment_correlation` at each lag, "variance":
-    `variance_growth` at each location), place (the lag, the number of the token), value. Arguments and errors as in
-    `model_walk_tables`.
+    `variance_growth` at each location), place (the lag, the number of the token), value. configuration, folder,
+    sequences and errors as in `model_walk_tables`.
     """
     looked = replace(configuration, measured_sequences=sequences)
     seen = {"start": seen_model(looked), "trained": seen_model(looked, folder)}
@@ -210,7 +208,8 @@ def live_walks(
 ) -> tuple[WalkTables, pd.DataFrame]:
     """Train these now in a folder that is removed afterwards: their tables, and their curves with run, seed, kappa.
 
-    Raises as `qkrepro.training.loop.train` does.
+    configurations: of the runs. lags: of `walk_curves`. sequences, draws: of `model_walk_tables`. Raises as
+    `qkrepro.training.loop.train` does.
     """
     tables_of_runs = []
     with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
