@@ -1,4 +1,4 @@
-"""The numbers behind the figures: one JSON file a chapter, written by its notebook, read by verdicts and tests."""
+"""The numbers behind the figures: one JSON file per chapter, written by its notebook, read by verdicts and tests."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def numbers_folder(profile: str = COMMITTED_PROFILE) -> Path:
 def save_numbers(chapter: str, profile: str, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write the tables of a chapter, named as in its verdict rules, as `<chapter>.json`.
 
-    Tables are tidy: one row an observation, plain columns (numbers, strings, booleans); the index is dropped. Values
+    Tables are tidy: one row per observation, plain columns (numbers, strings, booleans); the index is dropped. Values
     keep 8 significant digits. The file appears whole or not at all, in the folder that QKREPRO_NUMBERS names; without
     that variable somebody runs the notebook by hand, and the file goes to `_build/interactive/numbers`, where it
     replaces nothing that is committed.

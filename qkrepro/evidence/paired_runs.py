@@ -44,7 +44,7 @@ def nearest_epochs(table: pd.DataFrame, wanted: Sequence[float]) -> pd.DataFrame
 def with_arms(table: pd.DataFrame, kappa: float) -> pd.DataFrame:
     """Return the runs with this kappa and their baselines, with column arm ("baseline", "locater"), by arm and seed.
 
-    table: seed, kappa, one row a run; a run without its partner of the same seed is left out.
+    table: seed, kappa, one row per run; a run without its partner of the same seed is left out.
     """
     chosen = table[table["kappa"].isin([0.0, kappa])]
     partners = chosen.groupby("seed")["kappa"].transform("nunique") == 2

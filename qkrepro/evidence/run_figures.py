@@ -62,7 +62,7 @@ def plot_lines(means: pd.DataFrame, by: str, x: str, styles: Mapping[Any, Style]
 
 
 def plot_means(means: pd.DataFrame, axis: Axes, *, log: bool = False) -> None:
-    """Draw means over seeds with their intervals over epochs, one line a kappa; log: a logarithmic axis of values.
+    """Draw means over seeds with their intervals over epochs, one line per kappa; log: a logarithmic axis of values.
 
     means: kappa, epoch, estimate, low, high.
     """
@@ -106,7 +106,7 @@ def plot_runs(values: Sequence[float], place: float, axis: Axes, colour: Any, *,
 
 
 def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes) -> None:
-    """Draw differences to the baseline, a row a name, a point a seed, with their mean and its interval.
+    """Draw differences to the baseline, one row per name and one point per seed, with their mean and its interval.
 
     pairs: name to a table with column difference; a name without a pair reads "not run".
     """
@@ -132,7 +132,7 @@ def plot_floor(floor: float, frequencies: float, axis: Axes) -> None:
 
 
 def plot_spectra(eigenvalues: pd.DataFrame, axes: Any) -> None:
-    """Draw eigenvalues in the complex plane, a row of panels a kappa and a column an epoch, all on one scale.
+    """Draw eigenvalues in the complex plane, one row of panels per kappa and one column per epoch, all on one scale.
 
     eigenvalues: kappa, epoch, real, imag. axes: (kappas, epochs).
     """

@@ -70,7 +70,7 @@ def either(*statuses: bool | None) -> bool | None:
 def correlation_verdict(table: pd.DataFrame, sign: int = 1) -> Verdict:
     """Judge whether correlations have the sign that a claim names, each by its whole interval.
 
-    table: quantity, correlation, low, high, as `theory.statistics.correlations` returns it; one row a setting.
+    table: quantity, correlation, low, high, as `theory.statistics.correlations` returns it; one row per setting.
     """
     rows = table.to_dict("records")
     ends = {str(row["quantity"]): sorted((sign * row["low"], sign * row["high"])) for row in rows}

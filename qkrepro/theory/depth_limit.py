@@ -41,9 +41,7 @@ def ar1_cosines(length: int, coefficient: float) -> Float64[Tensor, "T T"]:
     coefficient: φ in [0, 1); 0 gives independent tokens, the identity. Raises ArgumentError for another φ or T < 2.
     """
     check_integer("length", length, at_least=2)
-    check_number("coefficient", coefficient, at_least=0)
-    if coefficient >= 1:
-        raise ArgumentError(f"coefficient must lie in [0, 1), got {coefficient!r}")
+    check_number("coefficient", coefficient, at_least=0, below=1)
     position = torch.arange(length, dtype=torch.float64)
     distance = (position - position[:, None]).abs()
     return torch.tensor(coefficient, dtype=torch.float64) ** distance

@@ -86,7 +86,7 @@ def residuals(
 
     spectra: of W_QK, by name. stack: sizes, tokens and temperature. windows: of `masks`. Weights are drawn anew in
     every layer from each of the seeds; masks and spectra of one seed share them. Returns columns mask, spectrum, seed,
-    layer, residual: ‖x − 1x̄ᵀ‖_F over that of the input, one row a layer.
+    layer, residual: ‖x − 1x̄ᵀ‖_F over that of the input, one row per layer.
     """
     rows = []
     for seed in seeds:

@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from qkrepro.errors import ArgumentError, CorpusError, RunError, check_integer, check_number
+from qkrepro.errors import CorpusError, RunError, check_integer, check_number
 from qkrepro.files import write_atomically
 from qkrepro.models.run_words import EOS, UNK
 
@@ -269,9 +269,7 @@ def synthetic_corpus(
     The first `lag` words of a split are fresh, which raises its entropy by a share of about lag/tokens.
     Raises ArgumentError for a repeat outside [0, 1) or sizes that leave an empty split.
     """
-    check_number("repeat", repeat, at_least=0.0)
-    if repeat >= 1:
-        raise ArgumentError(f"repeat must be in [0, 1), got {repeat!r}")
+    check_number("repeat", repeat, at_least=0.0, below=1)
     check_integer("lag", lag, at_least=1)
     check_integer("tokens", tokens, at_least=10 * (lag + 1))
     pi = zipf_probabilities(vocabulary)
