@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin
 
 import jaxtyping
 import numpy as np
+import torch
 from torch import Tensor
 
 ROOMS = ("qkrepro.theory.", "qkrepro.models.")
@@ -42,6 +43,8 @@ def checked(function: Any) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
+        if torch.compiler.is_compiling():  # a signature cannot be traced
+            return result
         values = signature.bind(*args, **kwargs).arguments | {"return": result}
         with jaxtyping.jaxtyped("context"):
             for name, expected in types.items():
