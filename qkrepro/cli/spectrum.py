@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from qkrepro.errors import ArgumentError, check_choice
 from qkrepro.files import write_atomically
-from qkrepro.models.checkpoint import Tower, chosen_layers, open_towers, read_layer
+from qkrepro.models.checkpoint import chosen_layers, read_layer
 from qkrepro.models.heads import QKLayer
 from qkrepro.models.spectrum_columns import Columns, columns_as_text, joined
 from qkrepro.models.spectrum_report import Chance, TableOptions, layer_tables
+from qkrepro.models.towers import Tower, open_towers
 
 THREADS = 4  # at most, since each holds a layer in memory
 FORMATS = ("table", "csv", "json", "parquet")

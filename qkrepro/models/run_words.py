@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qkrepro.errors import ArgumentError, CheckpointError
-from qkrepro.models.checkpoint import Tower
+from qkrepro.models.towers import Tower
 from qkrepro.models.transformer import LanguageModel, ModelConfig
 from qkrepro.models.weight_files import Checkpoint, one_line, read_json
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.std import TqdmWarning
 
 from qkrepro.errors import ArgumentError, CheckpointError
-from qkrepro.models.checkpoint import Tower, local_model, open_towers
+from qkrepro.models.towers import Tower, local_model, open_towers
 from qkrepro.models.weight_files import one_line
 
 if TYPE_CHECKING:  # shapes in types are for mypy and the tests

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make, save
 
 from qkrepro.errors import ArgumentError, CheckpointError
-from qkrepro.models.checkpoint import open_towers, qk_heads, qk_weights
+from qkrepro.models.checkpoint import qk_heads, qk_weights
 from qkrepro.models.spectrum_report import qk_table
+from qkrepro.models.towers import open_towers
 from qkrepro.models.transformer import LanguageModel, ModelConfig
 from qkrepro.models.weight_files import Checkpoint, open_checkpoint
 from qkrepro.theory.spectrum import qk_eigenvalues, qk_moments
@@ -79,7 +80,7 @@ def test_only_query_and_key_tensors_and_small_vectors_are_read_and_only_when_ask
         }
         return replace(opened, tensors=tensors)
 
-    monkeypatch.setattr("qkrepro.models.checkpoint.open_checkpoint", watched)
+    monkeypatch.setattr("qkrepro.models.towers.open_checkpoint", watched)
     heads = qk_weights(bert)
     next(heads)
     assert read
