@@ -20,7 +20,7 @@ SAME_PROFILE = 0.2  # total variation up to which two profiles over the sequence
 
 
 def share_verdict(holds: list[bool], because: str) -> Verdict:
-    """Reproduced when it holds in every case, not reproduced when in none, partly in between, not run without cases."""
+    """Return reproduced when all cases hold, not reproduced when none does, partly in between, not run without any."""
     if not holds:
         return Verdict("not run", "no data yet")
     outcome: Outcome = "reproduced" if all(holds) else "partly" if any(holds) else "not reproduced"

@@ -87,7 +87,7 @@ def _bar(x: float, top: float, height: float, kind: str = "") -> str:
 
 
 def _vector(x: float, top: float, entries: Tensor, kind: str = "") -> str:
-    """A vector as a column of cells, the fuller the larger the entry."""
+    """Return a vector as a column of cells, the fuller the larger the entry."""
     shades: Sequence[float] = (0.15 + 0.85 * entries.abs() / entries.abs().max()).tolist()
     return "".join(
         f'<rect class="cell {kind}" x="{x - 7:.0f}" y="{top + 15 * i:.0f}" width="14" height="14" '

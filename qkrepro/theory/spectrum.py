@@ -44,12 +44,12 @@ class SpectrumMoments:
 
     @property
     def symmetry_score(self) -> Tensor:
-        """½(1 + tr W²/tr WWᵀ): 1 for a symmetric W, 0 for an antisymmetric one. Source: arXiv 2502.10927."""
+        """Return ½(1 + tr W²/tr WWᵀ): 1 for a symmetric W, 0 for an antisymmetric one. Source: arXiv 2502.10927."""
         return (1 + self.trace_sq / self.frobenius_sq) / 2
 
     @property
     def spectral_energy_share(self) -> Tensor:
-        """‖W‖_2²/‖W‖_F², the largest squared singular value over the sum of all: 1 for rank one, at least 1/d_head.
+        """Return ‖W‖_2²/‖W‖_F², the largest squared singular value over their sum: 1 for rank one, at least 1/d_head.
 
         It is one over the stable rank. Source: the "spectral energy concentration" of arXiv 2505.21910, as one number.
         """

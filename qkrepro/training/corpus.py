@@ -56,7 +56,7 @@ class Corpus:
 
     @property
     def vocabulary(self) -> int:
-        """Number of distinct tokens."""
+        """Return the number of distinct tokens."""
         return len(self.words)
 
 

@@ -35,7 +35,7 @@ def attention_modules(model: nn.Module) -> list[Attention | nn.MultiheadAttentio
 
 
 def find_qk_parameters(model: nn.Module) -> list[QKParameters]:
-    """Query and key weights of every attention layer of ours and of `torch.nn.MultiheadAttention` in a module tree.
+    """Return the query and key weights of each attention layer of ours and of PyTorch in a module tree, in its order.
 
     Raises ArgumentError when there is none, ShapeError when queries and keys come from different widths.
     """
@@ -99,7 +99,7 @@ class LocAteR:
 
     @classmethod
     def for_model(cls, model: nn.Module, kappa: float = 0.01, **options: Any) -> "LocAteR":
-        """LocAteR for a model of `transformers` (BERT, GPT-2, Llama and the other `FAMILIES`).
+        """Return LocAteR for a model of `transformers` (BERT, GPT-2, Llama and the other `FAMILIES`).
 
         The model may be wrapped by DistributedDataParallel or torch.compile, now or later; other options as for the
         class. Raises ArgumentError for a model of an unknown family, and for mean="projection" or "keep" where query
@@ -140,7 +140,7 @@ class LocAteR:
         return self.kappa * self.per_head(*weights).sum()
 
     def per_head(self, w_q: Tensor, w_k: Tensor, covariance: Tensor | None = None) -> Tensor:
-        """Scale + mean term of each head, without κ: (..., d_head, d_model) twice to (...), float32 or float64.
+        """Return scale + mean term of each head, without κ: (..., d_head, d_model) twice to (...), float32 or float64.
 
         covariance: Σ, symmetric, (d_model, d_model); None is the identity.
         """
@@ -167,7 +167,7 @@ class LocAteR:
             return value + (trace - self.target_trace) ** 2 if self.mean == "penalty" else value
 
     def start(self, model: nn.Module, *, recentre: bool = True) -> list[torch.utils.hooks.RemovableHandle]:
-        """For mean="projection": set the trace of every head to target_trace, and project all gradients from now on.
+        """Set the trace of every head to target_trace, and project all gradients from now on, for mean="projection".
 
         Call it once, before the first forward pass; recentre=False continues a run that was centred at its start.
         Returns the handles of the gradient hooks; nothing to do, and an empty list, for another mean.

@@ -63,7 +63,7 @@ def after_update(model: nn.Module, peer: str, strength: float) -> Callable[[floa
 
 
 def normalise_queries_and_keys(model: nn.Module, length: int) -> None:
-    """QK-normalisation: the logit of every head becomes g · q·k/(‖q‖ ‖k‖), in place of q·k/√d_head.
+    """Make the logit of every head g · q·k/(‖q‖ ‖k‖), in place of q·k/√d_head: QK-normalisation.
 
     g: one trained number a layer, the new parameter `qk_gain` of each attention module, log₂(length² − length) at the
     start; length: tokens of a sequence, >= 2. Biases count as part of q and k. What is measured of W_QK afterwards is
@@ -89,7 +89,7 @@ def normalise_queries_and_keys(model: nn.Module, length: int) -> None:
 
 
 def reparametrise_spectrally(model: nn.Module) -> None:
-    """σReparam: every linear map W of the model becomes γ W/σ(W), σ the largest singular value, γ trained.
+    """Make every linear map W of the model γ W/σ(W), σ the largest singular value, γ trained: σReparam.
 
     For every `torch.nn.Linear` and the three blocks of a packed `in_proj_weight` (the separate ones too), each with its
     own γ, which starts at σ(W), so that the model stays what it was (as in the authors' public code for images). σ is
@@ -120,7 +120,7 @@ class SpectralGain(nn.Module):
     v: Tensor
 
     def __init__(self, weight: Tensor, blocks: int = 1) -> None:
-        """weight: (rows, columns), `blocks` of equal rows one below the other, each with its own γ and σ."""
+        """Start at a weight (rows, columns) of `blocks` of equal rows, each with its own γ and σ."""
         super().__init__()
         u, sigma, vh = torch.linalg.svd(weight.view(blocks, -1, weight.shape[-1]), full_matrices=False)
         self.gain = nn.Parameter(sigma[:, :1, None].clone())  # γ, (blocks, 1, 1)
@@ -172,7 +172,7 @@ class QKClip:
 
 @torch.no_grad()
 def decay_queries_and_keys(model: nn.Module, amount: float) -> None:
-    """Plain weight decay on w_q and w_k of every head alone: w ← (1 − amount) w, after a step of the optimiser.
+    """Decay w_q and w_k of every head alone, w ← (1 − amount) w, after a step of the optimiser.
 
     amount: learning rate times decay, in [0, 1]. Beside the optimiser's own decay of all parameters. Biases are left.
     """

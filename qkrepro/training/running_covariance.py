@@ -32,7 +32,7 @@ class IncrementCovariances:
 
     @property
     def values(self) -> list[Tensor]:
-        """Σ of each layer, (d_model, d_model), in the order of `find_qk_parameters`; empty before the first pass."""
+        """Return Σ of each layer, (d_model, d_model), as ordered by `find_qk_parameters`; none before a first pass."""
         return [self._values[layer] for layer in sorted(self._values)]
 
     @values.setter

@@ -119,12 +119,12 @@ class SweepTables(RunTables):
 
     @property
     def command(self) -> str:
-        """The command that runs what is missing; DIR holds the text of WikiText-2."""
+        """Return the command that runs what is missing; DIR holds the text of WikiText-2."""
         return f"qkrepro sweep results/{self.name}.yaml --data DIR"
 
     @property
     def missing(self) -> pd.DataFrame:
-        """The rows of `planned` that are not run, with the command that completes them."""
+        """Return the rows of `planned` that are not run, with the command that completes them."""
         rows = self.planned[self.planned["state"] == NOT_RUN].drop(columns="run")
         return rows.assign(command=self.command).reset_index(drop=True)
 
