@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -56,13 +57,15 @@ def check_finite(name: str, value: Tensor) -> None:
         raise ArgumentError(f"{name} must be finite, got {bad} non-finite values of {value.numel()}")
 
 
-def check_number(name: str, value: Any, *, above: float | None = None, at_least: float | None = None) -> None:
-    """Raise ArgumentError unless `value` is one finite real number, > `above` and >= `at_least` where given."""
-    bounds = [f"{sign} {bound:g}" for sign, bound in ((">", above), (">=", at_least)) if bound is not None]
+def check_number(
+    name: str, value: Any, *, above: float | None = None, at_least: float | None = None, below: float | None = None
+) -> None:
+    """Raise ArgumentError unless a value is one finite real number within the bounds: > above, >= at_least, < below."""
+    limits = (">", above, operator.gt), (">=", at_least, operator.ge), ("<", below, operator.lt)
+    bounds = [(f"{sign} {limit:g}", inside, limit) for sign, limit, inside in limits if limit is not None]
     good = isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) < float("inf")
-    good = good and (above is None or float(value) > above) and (at_least is None or float(value) >= at_least)
-    if not good:
-        raise ArgumentError(f"{name} must be {' and '.join(['finite', *bounds])}, got {value!r}")
+    if not good or not all(inside(float(value), limit) for _, inside, limit in bounds):
+        raise ArgumentError(f"{name} must be {' and '.join(['finite', *(text for text, *_ in bounds)])}, got {value!r}")
 
 
 def check_integer(name: str, value: Any, *, at_least: int) -> None:

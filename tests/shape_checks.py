@@ -16,12 +16,14 @@ from typing import Any, get_args, get_origin
 
 import jaxtyping
 import numpy as np
+import torch
 from torch import Tensor
 
 ROOMS = ("qkrepro.theory.", "qkrepro.models.")
 KINDS = ("Float", "Float64", "Complex128", "Bool", "Int", "Int8")
 STATED = re.compile(rf"(tuple\[)?({'|'.join(KINDS)})\[")  # one shape, or a tuple of them
 NAMES = {kind: getattr(jaxtyping, kind) for kind in KINDS} | {"Tensor": Tensor, "np": np, "float": Real, "Any": object}
+STATED_SHAPES: dict[Any, tuple[inspect.Signature, dict[str, str]]] = {}  # by function
 CHECKED: set[str] = set()  # functions that were called and checked
 
 
@@ -37,22 +39,33 @@ def checked(function: Any) -> Any:
     shapes = {name: text for name, text in written.items() if isinstance(text, str) and STATED.match(text)}
     if not shapes:
         return function
-    types = {name: eval(text, NAMES) for name, text in shapes.items()}
+    STATED_SHAPES[function] = signature, shapes
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        values = signature.bind(*args, **kwargs).arguments | {"return": result}
-        with jaxtyping.jaxtyped("context"):
-            for name, expected in types.items():
-                if values.get(name) is not None and not _fits(values[name], expected):
-                    raise ShapeOfTypeError(
-                        f"{function.__qualname__}: {name} is {_described(values[name])}, annotated as {shapes[name]}"
-                    )
-        CHECKED.add(function.__qualname__)
+        if not torch.compiler.is_compiling():  # which cannot trace a signature
+            _check(function, args, kwargs, result)
         return result
 
     return call
+
+
+def _check(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    signature, shapes = STATED_SHAPES[function]
+    values = signature.bind(*args, **kwargs).arguments | {"return": result}
+    with jaxtyping.jaxtyped("context"):
+        for name, text in shapes.items():
+            if values.get(name) is not None and not _fits(values[name], _evaluated(text)):
+                raise ShapeOfTypeError(
+                    f"{function.__qualname__}: {name} is {_described(values[name])}, annotated as {text}"
+                )
+    CHECKED.add(function.__qualname__)
+
+
+@functools.cache
+def _evaluated(text: str) -> Any:
+    return eval(text, NAMES)
 
 
 def _fits(value: Any, expected: Any) -> bool:

@@ -117,7 +117,8 @@ def figures(
     """Execute the notebooks whose inputs changed and keep their outputs, numbers and figures; print their verdicts."""
     from qkrepro.evidence.numbers import COMMITTED_PROFILE
     from qkrepro.publishing.claims_pages import verdicts
-    from qkrepro.publishing.execution import repeat_figures, run_figures
+    from qkrepro.publishing.execution import run_figures
+    from qkrepro.publishing.repetition import repeat_figures
 
     if repeat:
         if repeat_figures(names or [], log=typer.echo):
@@ -212,12 +213,11 @@ def spectrum(
     import os
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # layers are read in threads: a product needs no more of them
-    from qkrepro.cli.spectrum import SpectrumRequest, run_spectrum
+    from qkrepro.cli.spectrum import SpectrumRequest, parse_distances, run_spectrum
+    from qkrepro.models.spectrum_report import TableOptions
 
-    run_spectrum(
-        SpectrumRequest(model, layers, format, plot, out, text, distance, fold_norm, moments_only, draws, seed),
-        typer.echo,
-    )
+    options = TableOptions(parse_distances(distance), fold_norm, moments_only, None, draws, seed)
+    run_spectrum(SpectrumRequest(model, layers, format, plot, out, text, options), typer.echo)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from qkrepro.errors import ArgumentError, check_choice
 from qkrepro.files import write_atomically
 from qkrepro.models.checkpoint import Tower, chosen_layers, open_towers, read_layer
 from qkrepro.models.heads import QKLayer
-from qkrepro.models.spectrum_report import Chance, Columns, TableOptions, columns_as_text, joined, layer_tables
+from qkrepro.models.spectrum_columns import Columns, columns_as_text, joined
+from qkrepro.models.spectrum_report import Chance, TableOptions, layer_tables
 
 THREADS = 4  # at most, since each holds a layer in memory
 FORMATS = ("table", "csv", "json", "parquet")
@@ -26,19 +27,15 @@ PLOTS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class SpectrumRequest:
-    """The options of the command, as given; `distances` and `layers` are text such as 0,1,8 and 0-5,7."""
+    """What the command is asked for: model, layers (text such as 0-5,7), outputs, a text, and what the table holds."""
 
     model: str
-    layers: str | None = None
-    format: str = "table"
-    plot: Path | None = None
-    out: Path | None = None
-    text: Path | None = None
-    distances: str = "0"
-    fold_norm: bool = False
-    moments_only: bool = False
-    draws: int = 200
-    seed: int = 0
+    layers: str | None
+    format: str
+    plot: Path | None
+    out: Path | None
+    text: Path | None
+    options: TableOptions
 
 
 def run_spectrum(request: SpectrumRequest, log: Callable[[str], None]) -> None:
@@ -50,18 +47,8 @@ def run_spectrum(request: SpectrumRequest, log: Callable[[str], None]) -> None:
     _check(request)
     towers = open_towers(request.model)
     wanted = None if request.layers is None else parse_layers(request.layers)
-    options = TableOptions(
-        distances=parse_distances(request.distances),
-        fold_norm=request.fold_norm,
-        moments_only=request.moments_only,
-        draws=request.draws,
-        seed=request.seed,
-    )
-    if request.text is not None:
-        from qkrepro.models.token_covariance import increment_covariances
-
-        options = replace(options, covariances=increment_covariances(request.model, request.text))
-        towers = [tower for tower in towers if (tower.part.name, 0) in (options.covariances or {})]
+    options = request.options if request.text is None else request.options.in_text(request.model, request.text)
+    towers = [tower for tower in towers if options.covers(tower.part.name, 0)]
     rows = list(_tables(towers, wanted, options, keep=request.plot is not None))
     whole = joined([columns for columns, _, _ in rows])
     if request.plot is not None:
@@ -73,7 +60,7 @@ def run_spectrum(request: SpectrumRequest, log: Callable[[str], None]) -> None:
 
 
 def write_table(table: Columns, kind: str, out: Path | None, log: Callable[[str], None]) -> None:
-    """Write the table as text, CSV, JSON (records) or Parquet to the file, whole or not at all, or log it."""
+    """Write the table to the file `out`, whole or not at all, or log it; kind: one of FORMATS."""
     if kind == "parquet":
         import pandas as pd
 
@@ -148,7 +135,7 @@ def _check(request: SpectrumRequest) -> None:
     if request.plot is not None:
         if request.plot.suffix not in PLOTS:
             raise ArgumentError(f"plot must be a file that ends in {', '.join(PLOTS)}, got {str(request.plot)!r}")
-        if request.moments_only:
+        if request.options.moments_only:
             raise ArgumentError("plot must not be given with moments-only, since it shows eigenvalues")
         try:
             import seaborn  # noqa: F401
@@ -181,20 +168,14 @@ def _tables(towers: list[Tower], wanted: list[int] | None, options: TableOptions
 
 
 def _threads() -> int:
-    """Return the layers to read at once.
-
-    One per processor that this process may use, or OMP_NUM_THREADS, four at most.
-    """
+    """Return the layers to read at once: processors that this process may use, or OMP_NUM_THREADS; four at most."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     stated = os.environ.get("OMP_NUM_THREADS", "")
     return min(THREADS, int(stated) if stated.isdecimal() and int(stated) else usable)
 
 
 def _in_order(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[Any]:
-    """Yield the results of `work` in the order of the items.
-
-    Some items at a time in threads, never more than that at once.
-    """
+    """Yield the results of `work` in the order of the items, never more of them at once than there are threads."""
     with ThreadPoolExecutor(threads) as pool:
         running: deque[Future[Any]] = deque()
         try:

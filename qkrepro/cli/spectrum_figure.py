@@ -14,11 +14,9 @@ from qkrepro.evidence.style import WIDTH, use_style
 
 
 def spectrum_figure(table: pd.DataFrame, eigenvalues: Sequence[NDArray[np.complex128]]) -> Figure:
-    """Return the figure of `qkrepro spectrum --plot`.
+    """Return the figure of `qkrepro spectrum --plot`: a map of layers × heads, and spectra in the complex plane.
 
-    Heads as a layer × head map, and their spectra in the complex plane.
-
-    table: as `spectrum_table` gives it; with several distances or parts the map shows the first of them.
+    table: as `qk_table` gives it; with several distances or parts the map shows the first of them.
     eigenvalues: (heads, d_head) for each layer and distance, in the order of the table; shown over ‖W‖_F.
     """
     use_style()

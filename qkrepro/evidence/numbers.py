@@ -1,4 +1,4 @@
-"""The numbers behind the figures: one JSON file a chapter, written by its notebook, read by verdicts and tests."""
+"""The numbers behind the figures: one JSON file per chapter, written by its notebook, read by verdicts and tests."""
 
 import json
 import os
@@ -19,7 +19,7 @@ INTERACTIVE = "_build/interactive/numbers"
 
 
 def book_root() -> Path:
-    """Folder of the book: the nearest one from the working directory upwards with `_toc.yml` and `notebooks/`."""
+    """Return the book's folder: the nearest one from the working directory upwards with `_toc.yml` and `notebooks/`."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
@@ -28,9 +28,9 @@ def book_root() -> Path:
 
 
 def numbers_folder(profile: str = COMMITTED_PROFILE) -> Path:
-    """Folder of the kept numbers of a profile: `notebooks/numbers` for `quick`, `_build/<profile>/numbers` for others.
+    """Return the folder of a profile's kept numbers, which `qkrepro figures` alone writes.
 
-    Only `qkrepro figures` writes there.
+    It is `notebooks/numbers` for `quick`, `_build/<profile>/numbers` for others.
     """
     if profile == COMMITTED_PROFILE:
         return book_root() / "notebooks" / "numbers"
@@ -40,7 +40,7 @@ def numbers_folder(profile: str = COMMITTED_PROFILE) -> Path:
 def save_numbers(chapter: str, profile: str, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write the tables of a chapter, named as in its verdict rules, as `<chapter>.json`.
 
-    Tables are tidy: one row an observation, plain columns (numbers, strings, booleans); the index is dropped. Values
+    Tables are tidy: one row per observation, plain columns (numbers, strings, booleans); the index is dropped. Values
     keep 8 significant digits. The file appears whole or not at all, in the folder that QKREPRO_NUMBERS names; without
     that variable somebody runs the notebook by hand, and the file goes to `_build/interactive/numbers`, where it
     replaces nothing that is committed.
@@ -64,7 +64,7 @@ def describe_execution(path: Path, parameters: Mapping[str, Any], processor: str
 
 
 def changed_parameters(chapter: str) -> dict[str, tuple[Any, Any]]:
-    """Parameters of the running notebook that are not those of the committed numbers: name, committed value, value now.
+    """Return where the running notebook differs from the committed numbers: parameter, committed value, value now.
 
     Empty for an execution by `qkrepro figures` or a test, which sets the parameters itself, outside of a notebook, and
     for a chapter without committed numbers.
@@ -83,7 +83,7 @@ def changed_parameters(chapter: str) -> dict[str, tuple[Any, Any]]:
 
 
 def load_numbers(chapter: str, folder: Path | None = None) -> dict[str, pd.DataFrame]:
-    """Tables of a chapter, by name; of the committed profile unless `folder` says otherwise.
+    """Return the tables of a chapter, by name; of the committed profile unless `folder` says otherwise.
 
     Raises ArgumentError when the chapter has no saved numbers or the file is damaged.
     """
@@ -98,7 +98,7 @@ def load_numbers(chapter: str, folder: Path | None = None) -> dict[str, pd.DataF
 
 
 def plain_value(value: Any) -> Any:
-    """Tuples as lists, and a type beside each scalar, so that "1e-3" is not 0.001 and True is not 1."""
+    """Return tuples as lists, and a type beside each scalar, so that "1e-3" is not 0.001 and True is not 1."""
     if isinstance(value, list | tuple):
         return [plain_value(item) for item in value]
     return value if isinstance(value, int | float) and not isinstance(value, bool) else (type(value).__name__, value)

@@ -47,7 +47,7 @@ def outcome_of(differences: Sequence[float], better: int, margin: float, p_value
 def paired_outcome(differences: Sequence[float], better: int, margin: float, name: str) -> Verdict:
     """Return `outcome_of` with its numbers, and in how many seeds the difference has the sign that the claim names.
 
-    name: what changes, with its unit.
+    differences, better, margin: as for `outcome_of`. name: what changes, with its unit.
     """
     values = np.asarray(differences, dtype=np.float64)
     outcome = outcome_of(differences, better, margin)
@@ -67,7 +67,7 @@ def weaker(first: Outcome, second: Outcome) -> Outcome:
 def paired_values(ends: pd.DataFrame, column: str, *, log: bool = False) -> pd.Series:
     """Return arm minus baseline of each seed that has both; log: of logarithms.
 
-    ends: seed, arm ("baseline" and one other), `column`; one row a run.
+    ends: seed, arm ("baseline" and one other), `column`; one row per run.
     """
     wide = ends.pivot(index="seed", columns="arm", values=column).astype(float)
     names = [name for name in wide if name != "baseline"]
@@ -78,7 +78,7 @@ def paired_values(ends: pd.DataFrame, column: str, *, log: bool = False) -> pd.S
 
 
 def concentration_ratios(ends: pd.DataFrame) -> dict[str, list[float]]:
-    """Return N_W and N_M of the arm over those of the baseline, a value a seed, by "N_W" and "N_M".
+    """Return N_W and N_M of the arm over those of the baseline, one value per seed, by "N_W" and "N_M".
 
     ends: seed, arm, d_model, concentration, walk_concentration. Below 1/d_model, that of random weights, N counts as
     1/d_model.

@@ -3,7 +3,7 @@
 Source: book, "LocAteR"; intervals are those of `qkrepro.theory.statistics`.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,24 +15,21 @@ TRAINING = ("best_epoch", "last_epoch", "corpus_words")  # passes until the best
 FEWEST_SEEDS = 3
 
 
-def seed_means(table: pd.DataFrame, column: str, by: Sequence[str] = ("kappa",), *, log: bool = False) -> pd.DataFrame:
-    """Return the mean over seeds with its 95% t interval, at every epoch that all seeds of its group reached.
+def seed_means(table: pd.DataFrame, column: str, *, log: bool = False) -> pd.DataFrame:
+    """Return the mean over the seeds of a kappa with its 95% t interval, at every epoch that all of them reached.
 
-    table: seed, epoch, columns `by` and `column`; one row an evaluation. log: mean and interval of the logarithm, given
-    back as values (a geometric mean). Returns columns of `by`, epoch, estimate, low, high, seeds; low and high are NaN
-    for one seed.
+    table: seed, kappa, epoch and `column`, one row per evaluation. log: mean and interval of the logarithm, given back
+    as values (a geometric mean). Returns kappa, epoch, estimate, low, high, seeds; low and high are NaN for one seed.
     """
     rows = []
-    for keys, group in table.groupby(list(by), sort=True):
+    for kappa, group in table.groupby("kappa"):
         seeds = group["seed"].nunique()
         for epoch, values in group.groupby("epoch")[column]:
             if len(values) == seeds:
                 logged = np.log(values) if log else values
                 interval = [float(np.exp(end)) if log else end for end in mean_interval(logged.tolist())]
-                named: dict[Hashable, object] = dict(zip(by, keys, strict=True))
-                rows.append(named | {"epoch": epoch} | dict(zip(Interval._fields, interval, strict=True)))
-                rows[-1]["seeds"] = seeds
-    return pd.DataFrame(rows, columns=[*by, "epoch", *Interval._fields, "seeds"])
+                rows.append([kappa, epoch, *interval, seeds])
+    return pd.DataFrame(rows, columns=["kappa", "epoch", *Interval._fields, "seeds"])
 
 
 def nearest_epochs(table: pd.DataFrame, wanted: Sequence[float]) -> pd.DataFrame:
@@ -47,7 +44,7 @@ def nearest_epochs(table: pd.DataFrame, wanted: Sequence[float]) -> pd.DataFrame
 def with_arms(table: pd.DataFrame, kappa: float) -> pd.DataFrame:
     """Return the runs with this kappa and their baselines, with column arm ("baseline", "locater"), by arm and seed.
 
-    table: seed, kappa, one row a run; a run without its partner of the same seed is left out.
+    table: seed, kappa, one row per run; a run without its partner of the same seed is left out.
     """
     chosen = table[table["kappa"].isin([0.0, kappa])]
     partners = chosen.groupby("seed")["kappa"].transform("nunique") == 2

@@ -6,13 +6,13 @@ still, and zero has no sign. Source: book, "How to reproduce this book".
 
 import math
 from collections.abc import Mapping
-from typing import TypeVar, overload
+from typing import TypeVar
 
 import pandas as pd
 
 STORED_DIGITS = 8  # significant digits of a number in a file
 GLUED_DIGITS = 6  # of a number that a page formats further
-Table = TypeVar("Table", pd.DataFrame, "pd.Series[float]")
+Values = TypeVar("Values", pd.DataFrame, "pd.Series[float]", float)
 
 
 def significant(value: float, digits: int = STORED_DIGITS) -> float:
@@ -25,15 +25,7 @@ def fixed(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-@overload
-def rounded(values: Table, digits: int | Mapping[str, int]) -> Table: ...
-
-
-@overload
-def rounded(values: float, digits: int) -> float: ...
-
-
-def rounded(values: Table | float, digits: int | Mapping[str, int]) -> Table | float:
+def rounded(values: Values, digits: int | Mapping[str, int]) -> Values:
     """Return a number, a column or a table rounded to so many decimals, zeros positive.
 
     digits: of all columns, or of the named ones alone; columns that hold no floating-point numbers stay as they are.

@@ -38,15 +38,15 @@ def epoch_label(epoch: float) -> str:
     return "start" if epoch == 0 else f"after {passes(epoch)}"
 
 
-def label_empty(axis: Axes, text: str = "not run") -> None:
-    """Say in the middle of an empty axes why it is empty."""
-    axis.text(0.5, 0.5, text, ha="center", va="center", color=INK, transform=axis.transAxes)
+def label_empty(axis: Axes) -> None:
+    """Write "not run" into the middle of an empty axes."""
+    axis.text(0.5, 0.5, "not run", ha="center", va="center", color=INK, transform=axis.transAxes)
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
 
 
 def plot_lines(means: pd.DataFrame, by: str, x: str, styles: Mapping[Any, Style], axis: Axes) -> None:
-    """Draw mean lines with their intervals, one a name of `styles` that is in column `by`; "not run" without any.
+    """Draw mean lines with their intervals on the axis, one per name of `styles` in column `by`; "not run" without any.
 
     means: `by`, `x`, estimate, low, high; a NaN end of an interval is not drawn.
     """
@@ -62,7 +62,7 @@ def plot_lines(means: pd.DataFrame, by: str, x: str, styles: Mapping[Any, Style]
 
 
 def plot_means(means: pd.DataFrame, axis: Axes, *, log: bool = False) -> None:
-    """Draw means over seeds with their intervals over epochs, one line a kappa; log: a logarithmic axis of values.
+    """Draw means over seeds with their intervals over epochs, one line per kappa; log: a logarithmic axis of values.
 
     means: kappa, epoch, estimate, low, high.
     """
@@ -92,7 +92,7 @@ def plot_paired_over_training(differences: pd.DataFrame, means: pd.DataFrame, ax
 
 
 def plot_runs(values: Sequence[float], place: float, axis: Axes, colour: Any, *, across: bool = False) -> None:
-    """Draw runs as points beside their mean with its 95% interval, at one place of an axis of categories.
+    """Draw runs as points of a colour beside their mean with its 95% interval, at one place of an axis of categories.
 
     across: values run along the horizontal axis and places down the vertical one, not the other way round.
     """
@@ -105,8 +105,8 @@ def plot_runs(values: Sequence[float], place: float, axis: Axes, colour: Any, *,
     axis.errorbar(*(middle if across else middle[::-1]), **style)
 
 
-def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes, colour: Any = COLOURS["locater"]) -> None:
-    """Draw differences to the baseline, a row a name, a point a seed, with their mean and its interval.
+def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes) -> None:
+    """Draw differences to the baseline, one row per name and one point per seed, with their mean and its interval.
 
     pairs: name to a table with column difference; a name without a pair reads "not run".
     """
@@ -116,7 +116,7 @@ def plot_paired_points(pairs: Mapping[str, pd.DataFrame], axis: Axes, colour: An
             where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": "center"}
             axis.annotate("not run", (0.5, place), color=INK, **where)
         else:
-            plot_runs(table["difference"].astype(float).tolist(), place, axis, colour, across=True)
+            plot_runs(table["difference"].astype(float).tolist(), place, axis, COLOURS["locater"], across=True)
     axis.set_yticks(range(len(pairs)), list(pairs))
     axis.set_ylim(len(pairs) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
@@ -132,7 +132,7 @@ def plot_floor(floor: float, frequencies: float, axis: Axes) -> None:
 
 
 def plot_spectra(eigenvalues: pd.DataFrame, axes: Any) -> None:
-    """Draw eigenvalues in the complex plane, a row of panels a kappa and a column an epoch, all on one scale.
+    """Draw eigenvalues in the complex plane, one row of panels per kappa and one column per epoch, all on one scale.
 
     eigenvalues: kappa, epoch, real, imag. axes: (kappas, epochs).
     """

@@ -53,24 +53,24 @@ def settings_verdict(settings: Mapping[str, bool | None], remark: str = "") -> V
 
 
 def above(interval: Interval, bar: float) -> bool | None:
-    """True when the whole interval lies above the bar, False when all of it lies below, None when that is open."""
+    """Return True when the whole interval lies above the bar, False when all of it lies below, None when it is open."""
     return True if interval.low > bar else False if interval.high < bar else None
 
 
 def both(*statuses: bool | None) -> bool | None:
-    """True when all are, False when one is, None when the data leave it open."""
+    """Return True when all are, False when one is, None when the data leave it open."""
     return False if False in statuses else None if None in statuses else True
 
 
 def either(*statuses: bool | None) -> bool | None:
-    """True when one is, False when all are, None when the data leave it open."""
+    """Return True when one is, False when all are, None when the data leave it open."""
     return True if True in statuses else None if None in statuses else False
 
 
 def correlation_verdict(table: pd.DataFrame, sign: int = 1) -> Verdict:
     """Judge whether correlations have the sign that a claim names, each by its whole interval.
 
-    table: quantity, correlation, low, high, as `theory.statistics.correlations` returns it; one row a setting.
+    table: quantity, correlation, low, high, as `theory.statistics.correlations` returns it; one row per setting.
     """
     rows = table.to_dict("records")
     ends = {str(row["quantity"]): sorted((sign * row["low"], sign * row["high"])) for row in rows}
@@ -78,7 +78,7 @@ def correlation_verdict(table: pd.DataFrame, sign: int = 1) -> Verdict:
 
 
 def universal_verdict(holds: list[bool | None], because: str) -> Verdict:
-    """Of a claim that one case refutes: not reproduced when a case fails, inconclusive when one is open (None)."""
+    """Judge a claim that one case refutes: not reproduced when a case fails, inconclusive when one is open (None)."""
     if not holds:
         return Verdict("not run", "no data yet")
     outcome: Outcome = "not reproduced" if False in holds else "inconclusive" if None in holds else "reproduced"
@@ -86,7 +86,7 @@ def universal_verdict(holds: list[bool | None], because: str) -> Verdict:
 
 
 def within(low: float, high: float, least: float, most: float) -> bool | None:
-    """Whether an interval lies inside of [least, most] (True), wholly outside (False) or across an end (None)."""
+    """Return whether [low, high] lies inside [least, most] (True), wholly outside (False) or across an end (None)."""
     if least <= low and high <= most:
         return True
     return None if low <= most and high >= least else False

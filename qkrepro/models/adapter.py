@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qkrepro.errors import ArgumentError
-from qkrepro.models.families import FAMILIES, Family, Naming
+from qkrepro.errors import ArgumentError, check_choice
+from qkrepro.models.families import FAMILY_OF, Family, Naming
 from qkrepro.models.packing import QKParameters
 
 
@@ -31,11 +31,10 @@ def attached_parameters(model: nn.Module) -> list[QKParameters]:
     """
     model = unwrapped(model)
     config: Any = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
-    family = next((family for family in FAMILIES if model_type in family.model_types), None)
-    if family is None or len(family.parts) > 1:
-        known = ", ".join(kind for family in FAMILIES if len(family.parts) == 1 for kind in family.model_types)
-        raise ArgumentError(f"model_type must be one of {known} (LocAteR(kappa) for other models), got {model_type!r}")
+    model_type: Any = getattr(config, "model_type", None)
+    known = {name: family for name, family in FAMILY_OF.items() if len(family.parts) == 1}
+    check_choice("model_type", model_type, known)  # other models take LocAteR(kappa)
+    family = known[model_type]
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     modules = dict(model.named_modules())
     for naming in family.namings:

@@ -45,7 +45,7 @@ def null_draws(products: HeadProducts, *, eigenvalues: bool = True, threads: int
     with ThreadPoolExecutor(threads) as pool:
         pieces = list(pool.map(np.linalg.eigvals, np.array_split(products.cross, threads)))
     values = np.concatenate(pieces).astype(np.complex128, copy=False)
-    cross, gram_q, gram_k = (each[:ENERGY_DRAWS] for each in (products.cross, products.gram_q, products.gram_k))
+    cross, gram_q, gram_k = (part[:ENERGY_DRAWS] for part in (products.cross, products.gram_q, products.gram_k))
     energy = HeadProducts(cross, gram_q, gram_k, products.d_model).spectral_energy_share()
     return NullDraws(trace, trace_sq, top_share(values), relative_variance(values), energy)
 

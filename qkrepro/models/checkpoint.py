@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkrepro.errors import ArgumentError, CheckpointError
-from qkrepro.models.families import FAMILIES, SIZES, Family, Naming, Norm, Part
+from qkrepro.models.families import FAMILY_OF, SIZES, Family, Naming, Norm, Part
 from qkrepro.models.heads import InputNorm, QKLayer, QKNorm
 from qkrepro.models.packing import split_heads
 from qkrepro.models.rotary import rotary_of_layer
@@ -79,10 +79,10 @@ def open_towers(path: str | Path) -> list[Tower]:
 def unwrapped_names(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the names in the file by the names without what training wrappers add (module., _orig_mod.)."""
     names: dict[str, str] = {}
-    for name in checkpoint.names():
+    for name in checkpoint.tensors:
         plain = WRAPPERS.sub("", name)
         if plain in names:
-            raise CheckpointError(f"{checkpoint.path}: {names[plain]} and {name} are the same tensor twice")
+            raise checkpoint.error(f"{names[plain]} and {name} are the same tensor twice")
         names[plain] = name
     return names
 
@@ -90,25 +90,27 @@ def unwrapped_names(checkpoint: Checkpoint) -> dict[str, str]:
 def _refuse_unreadable(checkpoint: Checkpoint) -> None:
     """Refuse quantised weights and unmerged adapters, which have no W_QK that could be read from the file."""
     if checkpoint.config.get("quantization_config"):
-        raise CheckpointError(f"{checkpoint.path}: quantised weights (quantization_config); dequantise the model first")
-    for name in checkpoint.names():
+        raise checkpoint.error("quantised weights (quantization_config); dequantise the model first")
+    for name in checkpoint.tensors:
         if ADAPTER.search(name):
-            raise CheckpointError(f"{checkpoint.path}: an unmerged adapter ({name}); merge it into its model first")
+            raise checkpoint.error(f"an unmerged adapter ({name}); merge it into its model first")
         if QUANTISED.search(name):
-            raise CheckpointError(f"{checkpoint.path}: quantised weights ({name}); dequantise the model first")
+            raise checkpoint.error(f"quantised weights ({name}); dequantise the model first")
 
 
 def _family(checkpoint: Checkpoint, names: Mapping[str, str]) -> Family:
     model_type = checkpoint.config.get("model_type")
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
-    known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
-    shown = ", ".join(list(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    if isinstance(model_type, str) and model_type in FAMILY_OF:
+        return FAMILY_OF[model_type]
     stated = repr(model_type) if checkpoint.config else "no config.json beside the weights"
-    raise CheckpointError(
-        f"{checkpoint.path}: model_type must be one of {known}, got {stated}. Tensors found: {shown or 'none'}"
+    raise checkpoint.error(
+        f"model_type must be one of {', '.join(FAMILY_OF)}, got {stated}. Tensors found: {_listed(names)}"
     )
+
+
+def _listed(names: Mapping[str, str]) -> str:
+    shown = ", ".join(list(names)[:4]) or "none"
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 
 def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, part: Part) -> Tower:
@@ -119,25 +121,20 @@ def _tower(checkpoint: Checkpoint, names: Mapping[str, str], family: Family, par
         marked = [prefix for prefix in prefixes if part.marker and part.marker in prefix]
         prefixes = marked if marked or len(family.parts) > 1 else prefixes
         if len(prefixes) > 1:
-            raise CheckpointError(
-                f"{checkpoint.path}: there must be one stack of layers, got those under {', '.join(prefixes)}"
-            )
+            raise checkpoint.error(f"there must be one stack of layers, got those under {', '.join(prefixes)}")
         if prefixes:
             post = config.get("do_layer_norm_before") is False or config.get("norm") == "post"
             norm = family.post_norm if post and family.post_norm else naming.norm
             sizes = _sizes(checkpoint, config, family)
-            beyond = f"{prefixes[0]}{naming.query.format(layer=sizes.layers)}.weight"
-            if beyond in names:
-                raise CheckpointError(f"{checkpoint.path}: config.json says {sizes.layers} layers; found {beyond}")
-            last = f"{prefixes[0]}{naming.query.format(layer=sizes.layers - 1)}.weight"
-            if last not in names:
-                raise CheckpointError(f"{checkpoint.path}: config.json says {sizes.layers} layers; {last} is missing")
+            last, beyond = (
+                f"{prefixes[0]}{naming.query.format(layer=sizes.layers - 1 + more)}.weight" for more in (0, 1)
+            )
+            if last not in names or beyond in names:
+                problem = f"found {beyond}" if beyond in names else f"{last} is missing"
+                raise checkpoint.error(f"config.json says {sizes.layers} layers; {problem}")
             return Tower(checkpoint, names, family, naming, norm, part, prefixes[0], config, sizes)
-    listed = ", ".join(list(names)[:4])
-    raise CheckpointError(
-        f"{checkpoint.path}: no {part.name or family.name} query weights ({family.namings[0].query}.weight); "
-        f"tensors found: {listed or 'none'}"
-    )
+    weights = f"{part.name or family.name} query weights ({family.namings[0].query}.weight)"
+    raise checkpoint.error(f"no {weights}; tensors found: {_listed(names)}")
 
 
 def _prefixes(names: Iterable[str], query: str) -> list[str]:
@@ -154,7 +151,7 @@ def _part_config(checkpoint: Checkpoint, family: Family, part: Part) -> dict[str
         config = config[part.config_key]
     kind = config.get("position_embedding_type")
     if kind not in (None, "absolute", "rope", "rotary"):
-        raise CheckpointError(f"{checkpoint.path}: position_embedding_type must be 'absolute', got {kind!r}")
+        raise checkpoint.error(f"position_embedding_type must be 'absolute', got {kind!r}")
     return {**family.defaults, **part.defaults, **config}
 
 
@@ -165,15 +162,13 @@ def _sizes(checkpoint: Checkpoint, config: Mapping[str, Any], family: Family) ->
         value = config.get(keys[name])
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(
-                f"{checkpoint.path}: config.json: {keys[name]} must be an integer >= 1, got {value!r}"
-            )
+            raise checkpoint.error(f"config.json: {keys[name]} must be an integer >= 1, got {value!r}")
         return value
 
     d_model, heads = size("d_model"), size("heads")
     kv_heads = size("kv_heads", heads)
     if heads % kv_heads:
-        raise CheckpointError(f"{checkpoint.path}: config.json: {heads} heads do not share {kv_heads} key heads evenly")
+        raise checkpoint.error(f"config.json: {heads} heads do not share {kv_heads} key heads evenly")
     return Sizes(d_model, heads, kv_heads, size("d_head", d_model // heads), size("layers"))
 
 
@@ -222,20 +217,20 @@ def read_layer(tower: Tower, layer: int) -> QKLayer:
     """Read one layer of a tower, in the file's precision; CheckpointError for a tensor that is missing or misshapen."""
     sizes = tower.sizes
     w_q, w_k = _projections(tower, layer, "weight", (sizes.d_model,))
-    biased = _has(tower, tower.naming.query, "bias", layer)
-    b_q, b_k = _projections(tower, layer, "bias", ()) if biased else (None, None)
+    b_q = b_k = None
+    if _has(tower, tower.naming.query, "bias", layer):
+        b_q, b_k = (bias.astype(np.float64) for bias in _projections(tower, layer, "bias", ()))
     if not (_finite(w_q) and _finite(w_k)):
-        raise CheckpointError(f"{tower.checkpoint.path}: layer {layer} has non-finite query or key weights")
-    softcap = _positive(tower, "attn_logit_softcapping", None) if tower.family.softcap else None
+        raise tower.checkpoint.error(f"layer {layer} has non-finite query or key weights")
     return QKLayer(
         layer=layer,
         w_q=w_q,
         w_k=w_k,
-        b_q=None if b_q is None else b_q.astype(np.float64),
-        b_k=None if b_k is None else b_k.astype(np.float64),
+        b_q=b_q,
+        b_k=b_k,
         multiplier=_multiplier(tower, layer),
         part=tower.part.name,
-        softcap=softcap,
+        softcap=_positive(tower, "attn_logit_softcapping") if tower.family.softcap else None,
         rotary=rotary_of_layer(tower.config, layer, sizes.d_head) if tower.family.rotary else None,
         qk_norm=_qk_norm(tower, layer),
         input_norm=_input_norm(tower, layer),
@@ -265,26 +260,21 @@ def _qk_norm(tower: Tower, layer: int) -> QKNorm | None:
     """Return the gains of query-key normalisation, float64, and its epsilon."""
     if tower.family.qk_norm is None:
         return None
-    gains = [
-        _read(tower, name, "weight", layer, (tower.sizes.d_head,)).astype(np.float64) + tower.family.qk_gain_offset
+    gain_q, gain_k = (
+        _vector(tower, name, "weight", layer, tower.sizes.d_head) + tower.family.qk_gain_offset
         for name in tower.family.qk_norm
-    ]
-    return QKNorm(gains[0], gains[1], _positive(tower, "rms_norm_eps", 1e-6) or 0.0)
+    )
+    return QKNorm(gain_q, gain_k, _positive(tower, "rms_norm_eps") or 1e-6)
 
 
 def _input_norm(tower: Tower, layer: int) -> InputNorm | None:
     """Return the gain and bias of the normalisation before the projections; None where there is none or no gain."""
-    norm = tower.norm
+    norm, width = tower.norm, tower.sizes.d_model
     name = norm.first if layer == 0 and "{previous}" in norm.name else norm.name
-    if name is None:
-        return None
-    shape = (tower.sizes.d_model,)
     for gain, bias in (("weight", "bias"), ("gamma", "beta")):
-        if _has(tower, name, gain, layer):
-            shift = (
-                _read(tower, name, bias, layer, shape).astype(np.float64) if _has(tower, name, bias, layer) else None
-            )
-            return InputNorm(_read(tower, name, gain, layer, shape).astype(np.float64) + norm.gain_offset, shift)
+        if name is not None and _has(tower, name, gain, layer):
+            shift = _vector(tower, name, bias, layer, width) if _has(tower, name, bias, layer) else None
+            return InputNorm(_vector(tower, name, gain, layer, width) + norm.gain_offset, shift)
     return None
 
 
@@ -292,20 +282,20 @@ def _multiplier(tower: Tower, layer: int) -> float:
     """Return what the model multiplies qᵀk by: 1/√d_head unless its configuration says otherwise."""
     config, d_head = tower.config, tower.sizes.d_head
     if tower.family.multiplier == "query_pre_attn_scalar":
-        return 1 / math.sqrt(_positive(tower, "query_pre_attn_scalar", None) or d_head)
+        return 1 / math.sqrt(_positive(tower, "query_pre_attn_scalar") or d_head)
     if tower.family.multiplier == "gpt2":
         multiplier = 1.0 if config.get("scale_attn_weights") is False else 1 / math.sqrt(d_head)
         return multiplier / (layer + 1) if config.get("scale_attn_by_inverse_layer_idx") else multiplier
     return 1 / math.sqrt(d_head)
 
 
-def _positive(tower: Tower, key: str, default: float | None) -> float | None:
-    """Return a number > 0 of config.json, the default where it is left out or null; else raise CheckpointError."""
+def _positive(tower: Tower, key: str) -> float | None:
+    """Return a number > 0 of config.json, None where it is left out or null; else raise CheckpointError."""
     value = tower.config.get(key)
     if value is None:
-        return default
+        return None
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise CheckpointError(f"{tower.checkpoint.path}: config.json: {key} must be a number > 0, got {value!r:.40}")
+        raise tower.checkpoint.error(f"config.json: {key} must be a number > 0, got {value!r:.40}")
     return float(value)
 
 
@@ -317,15 +307,19 @@ def _has(tower: Tower, template: str, kind: str, layer: int) -> bool:
     return _name(tower, template, kind, layer) in tower.names
 
 
+def _vector(tower: Tower, template: str, kind: str, layer: int, size: int) -> NDArray[np.float64]:
+    return _read(tower, template, kind, layer, (size,)).astype(np.float64)
+
+
 def _read(tower: Tower, template: str, kind: str, layer: int, shape: tuple[int, ...]) -> NDArray[Any]:
     """Return a tensor as an array in the file's precision; CheckpointError unless it is there with this shape."""
-    checkpoint, name = tower.checkpoint, _name(tower, template, kind, layer)
+    name = _name(tower, template, kind, layer)
     if name not in tower.names:
-        raise CheckpointError(f"{checkpoint.path}: {name} is missing")
-    stored = checkpoint.shape(tower.names[name])
-    if stored != shape:
-        raise CheckpointError(f"{checkpoint.path}: {name} has shape {stored}; config.json asks for {shape}")
-    return checkpoint.array(tower.names[name])
+        raise tower.checkpoint.error(f"{name} is missing")
+    stored = tower.checkpoint.tensors[tower.names[name]]
+    if stored.shape != shape:
+        raise tower.checkpoint.error(f"{name} has shape {stored.shape}; config.json asks for {shape}")
+    return stored.read()
 
 
 def local_model(name: str | Path) -> Path:
@@ -336,18 +330,15 @@ def local_model(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if path.exists() or not HUB_NAME.fullmatch(str(name)):
         return path
+    missing = f"model is {str(name)!r}; no such file or folder, and"
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise CheckpointError(
-            f"model is {str(name)!r}; no such file or folder, and the hub needs: pip install 'qkrepro[hub]'"
-        ) from error
+        raise CheckpointError(f"{missing} the hub needs: pip install 'qkrepro[hub]'") from error
     try:
         folder = Path(snapshot_download(str(name), allow_patterns=[*SMALL, "*.safetensors"], ignore_patterns=["*/*"]))
         if not any(folder.glob("*.safetensors")):
             snapshot_download(str(name), allow_patterns=[*SMALL, "*.bin"], ignore_patterns=["*/*"])
     except Exception as error:  # network, authorisation, disk: the hub's errors share no base class of their own
-        raise CheckpointError(
-            f"model is {str(name)!r}; no such file or folder, and not to be had from the hub ({one_line(error)})"
-        ) from error
+        raise CheckpointError(f"{missing} not to be had from the hub ({one_line(error)})") from error
     return folder

@@ -180,3 +180,4 @@ FAMILIES: tuple[Family, ...] = (
         post_norm=Norm("layer", "layers.{previous}.feedforward_norm"),
     ),
 )
+FAMILY_OF = {model_type: family for family in FAMILIES for model_type in family.model_types}

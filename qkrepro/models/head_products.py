@@ -117,7 +117,7 @@ def as_array(values: Any) -> NDArray[Any]:
 
 
 def random_products(d_head: int, d_model: int, draws: int, seed: int) -> HeadProducts:
-    """Return the products of `draws` heads with independent N(0, 1) weights, (draws, d_head, d_head).
+    """Return the products of `draws` heads with independent N(0, 1) weights, (draws, d_head, d_head), from one seed.
 
     They have exactly the law of w_q, w_k with Gaussian entries at any d_model, in O(d_head³) per draw: a rotation
     of the model's axes brings w_q to a lower triangle (Bartlett's decomposition), and w_k into its first d_head columns

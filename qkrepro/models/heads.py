@@ -9,7 +9,7 @@ they were read from a file; PyTorch is imported for heads alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,13 +47,24 @@ class InputNorm:
     bias: Any
 
 
-@dataclass(frozen=True)
-class QKLayer:
+@dataclass(frozen=True, kw_only=True)
+class LogitRule:
+    """What a layer and each of its heads have between queries, keys and logits."""
+
+    multiplier: float  # of the logits; 1/√d_head unless the model says otherwise
+    part: str = ""  # the tower, for models of several
+    softcap: float | None = None  # Gemma 2: the logit ω becomes softcap · tanh(ω / softcap)
+    rotary: Rotary | None = None
+    qk_norm: QKNorm | None = None
+    input_norm: InputNorm | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QKLayer(LogitRule):
     """All heads of a layer. w_q: (heads, d_head, d_model), w_k: (kv_heads, d_head, d_model), in the file's precision.
 
     bfloat16, which NumPy does not know, comes as float32. Query head h reads key head h // (heads / kv_heads). Biases:
-    b_q (heads, d_head), b_k (kv_heads, d_head), float64. multiplier: of the logits, 1/√d_head unless the model says
-    otherwise. Whatever computes with the weights makes them float64 first.
+    b_q (heads, d_head), b_k (kv_heads, d_head), float64. Whatever computes with the weights makes them float64 first.
     """
 
     layer: int
@@ -61,12 +72,6 @@ class QKLayer:
     w_k: NDArray[Any]
     b_q: Array | None
     b_k: Array | None
-    multiplier: float
-    part: str = ""  # the tower, for models of several
-    softcap: float | None = None  # Gemma 2: the logit ω becomes softcap · tanh(ω / softcap)
-    rotary: Rotary | None = None
-    qk_norm: QKNorm | None = None
-    input_norm: InputNorm | None = None
 
     @property
     def heads(self) -> int:
@@ -80,28 +85,15 @@ class QKLayer:
 
     def head(self, index: int) -> QKHead:
         """Return one head of the layer, in tensors of its own, with the key weights that it reads."""
-        import torch
-
-        key, qk_norm, input_norm = index // self.group, self.qk_norm, self.input_norm
-        if qk_norm is not None:
-            qk_norm = QKNorm(torch.from_numpy(qk_norm.gain_q), torch.from_numpy(qk_norm.gain_k), qk_norm.eps)
-        if input_norm is not None:
-            bias = None if input_norm.bias is None else torch.from_numpy(input_norm.bias)
-            input_norm = InputNorm(torch.from_numpy(input_norm.gain), bias)
-        return QKHead(
-            layer=self.layer,
-            head=index,
-            w_q=_double(self.w_q[index]),
-            w_k=_double(self.w_k[key]),
-            b_q=None if self.b_q is None else _double(self.b_q[index]),
-            b_k=None if self.b_k is None else _double(self.b_k[key]),
-            multiplier=self.multiplier,
-            part=self.part,
-            softcap=self.softcap,
-            rotary=self.rotary,
-            qk_norm=qk_norm,
-            input_norm=input_norm,
-        )
+        rule = {entry.name: getattr(self, entry.name) for entry in fields(LogitRule)}
+        if (norm := self.qk_norm) is not None:
+            rule["qk_norm"] = QKNorm(_double(norm.gain_q), _double(norm.gain_k), norm.eps)
+        if self.input_norm is not None:
+            rule["input_norm"] = InputNorm(_double(self.input_norm.gain), _double(self.input_norm.bias))
+        key = index // self.group
+        w_q, w_k = _double(self.w_q[index]), _double(self.w_k[key])
+        b_q, b_k = (_double(None if b is None else b[at]) for b, at in ((self.b_q, index), (self.b_k, key)))
+        return QKHead(layer=self.layer, head=index, w_q=w_q, w_k=w_k, b_q=b_q, b_k=b_k, **rule)
 
     def folded(self) -> QKLayer:
         """Return the layer with the normalisation of its input folded in: gain in w_q and w_k, bias in b_q and b_k.
@@ -137,8 +129,8 @@ def _moved(w: NDArray[Any], b: Array | None, bias: Array | None) -> Array | None
     return moved if b is None else b + moved
 
 
-@dataclass(frozen=True)
-class QKHead:
+@dataclass(frozen=True, kw_only=True)
+class QKHead(LogitRule):
     """One attention head. w_q, w_k: (d_head, d_model) float64, q = w_q x + b_q; b_q, b_k: (d_head,) or None."""
 
     layer: int
@@ -147,12 +139,6 @@ class QKHead:
     w_k: Tensor
     b_q: Tensor | None
     b_k: Tensor | None
-    multiplier: float  # of the logits; 1/√d_head unless the model says otherwise
-    part: str = ""  # the tower, for models of several
-    softcap: float | None = None  # Gemma 2: the logit ω becomes softcap · tanh(ω / softcap)
-    rotary: Rotary | None = None
-    qk_norm: QKNorm | None = None
-    input_norm: InputNorm | None = None
 
     @property
     def temperature(self) -> float:
@@ -177,10 +163,11 @@ class QKHead:
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
 
-def _double(values: NDArray[np.floating]) -> Tensor:
+def _double(values: NDArray[np.floating] | None) -> Any:
+    """Return a float64 tensor of its own, None for None."""
     import torch
 
-    return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
+    return None if values is None else torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
 
 
 def rms_normalised(x: Float[Tensor, "*shape"], eps: float) -> Float[Tensor, "*shape"]:

@@ -27,7 +27,8 @@ def run_model(tower: Tower) -> LanguageModel:
     try:
         sizes = {name: checkpoint.config[name] for name in SIZES}
         model = LanguageModel(ModelConfig(words, **sizes, dropout=0.0, max_length=checkpoint.config["length"]))
-        model.load_state_dict({name: checkpoint.read(stored) for name, stored in tower.names.items()})
+        tensors = {name: checkpoint.tensors[stored].read() for name, stored in tower.names.items()}
+        model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
     except (KeyError, ArgumentError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint.path}: not the weights of the run beside it ({one_line(error)})") from error
     return model.eval()

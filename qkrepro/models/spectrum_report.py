@@ -1,15 +1,12 @@
 """The table of `qkrepro spectrum`: one row per head (and distance), what its spectrum is and what chance would give.
 
-The number of eigenvalues that a mean or a variance runs over is in the column's name: `_model` for all d_model of
-them (zeros included), `_head` for the d_head that can differ from zero. COLUMNS says what each column is.
+What each column is says `spectrum_columns`; the order of the columns is that of its COLUMNS.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -33,65 +30,10 @@ from qkrepro.models.chance import (
 from qkrepro.models.checkpoint import qk_layers
 from qkrepro.models.head_products import Array, HeadProducts, as_array, head_products, products_in_covariance
 from qkrepro.models.heads import QKLayer
+from qkrepro.models.spectrum_columns import COLUMNS, Columns, joined
 
 if TYPE_CHECKING:  # imported where a data frame is asked for: it takes as long as the rest
     import pandas as pd
-
-COLUMNS = {
-    "part": "tower of the model, for models of several",
-    "layer": "number of the layer, from 0",
-    "head": "number of the head, from 0",
-    "distance": "tokens between query and key, under rotary positions",
-    "d_model": "width of the tokens",
-    "d_head": "width of the head",
-    "temperature": "λ, one over the model's own logit multiplier",
-    "trace": "tr W, the sum of the eigenvalues",
-    "trace_sq": "tr W², the sum of their squares",
-    "frobenius": "‖W‖_F, root of the sum of squared singular values",
-    "spectral_norm": "‖W‖_2, the largest singular value",
-    "eigen_mean_model": "mean of all d_model eigenvalues",
-    "eigen_variance_model": "tr W²/d_model − mean²; negative for some complex spectra",
-    "eigen_mean_head": "mean of the d_head eigenvalues that can differ from zero",
-    "eigen_variance_head": "tr W²/d_head − mean²; negative for some complex spectra",
-    "eigen_spread_head": "mean |λ − mean|² over these d_head",
-    "relative_variance": "eigen_spread_head / eigen_mean_head²: 0 when they all agree",
-    "top_share": "share of Σ|λ| in the largest |λ|",
-    "spectral_energy_share": "‖W‖_2² / ‖W‖_F², the largest squared singular value over their sum",
-    "symmetry_score": "½(1 + tr W²/tr WWᵀ): 1 symmetric, 0 antisymmetric",
-    "localization": "localization index of the linearised softmax, 0 flat to 1",
-    "centre": "where the signal passes, 0 first to 1 last token",
-    "level": "mean signal propagation probability",
-    "key_bias": "‖w_kᵀ b_q‖, what the query's bias adds to the logits per unit of key token",
-    "trace_z": "tr W/‖W‖_F in standard deviations from random heads",
-    "spectral_energy_share_z": "spectral_energy_share in standard deviations from random heads",
-    "symmetry_score_z": "the same for symmetry_score",
-    "top_share_z": "the same for top_share",
-    "relative_variance_percentile": "percentage of random heads with a smaller relative_variance",
-    "localization_percentile": "percentage of random heads of this ‖W‖_F with a smaller localization index",
-}
-Columns = dict[str, list[Any]]  # of the table, by name and in order, all of one length
-SHOWN = {  # the columns of the printed table, with short heads
-    "part": "part",
-    "layer": "layer",
-    "head": "head",
-    "distance": "dist",
-    "temperature": "temp",
-    "trace": "trace",
-    "trace_z": "z",
-    "frobenius": "‖W‖_F",
-    "spectral_norm": "‖W‖_2",
-    "eigen_mean_head": "mean",
-    "eigen_spread_head": "spread",
-    "relative_variance_percentile": "spread %",
-    "top_share": "top",
-    "spectral_energy_share": "energy",
-    "spectral_energy_share_z": "energy z",
-    "symmetry_score": "sym",
-    "symmetry_score_z": "sym z",
-    "localization": "local",
-    "localization_percentile": "local %",
-    "centre": "centre",
-}
 
 
 @dataclass(frozen=True)
@@ -111,6 +53,19 @@ class TableOptions:
         for distance in self.distances:
             if not 0 <= distance < float("inf"):
                 raise ArgumentError(f"distance must be >= 0 tokens, got {distance!r}")
+
+    def in_text(self, model: str | Path, text: Path) -> TableOptions:
+        """Return the options with the covariances of the increments of a text's tokens in a model.
+
+        Raises as `token_covariance.increment_covariances` does.
+        """
+        from qkrepro.models.token_covariance import increment_covariances
+
+        return replace(self, covariances=increment_covariances(model, text))
+
+    def covers(self, part: str, layer: int) -> bool:
+        """Return whether the table can hold a layer: with covariances it needs one."""
+        return self.covariances is None or (part, layer) in self.covariances
 
 
 @dataclass(frozen=True)
@@ -133,51 +88,6 @@ class Chance:
             return self.drawn[d_head, d_model]
 
 
-def spectrum_table(
-    layers: Iterable[QKLayer],
-    *,
-    distances: Sequence[float] = (0,),
-    fold_norm: bool = False,
-    moments_only: bool = False,
-    covariances: Mapping[tuple[str, int], Any] | None = None,
-    draws: int = 200,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Return one row per head and distance, with the columns of COLUMNS that apply.
-
-    Parameters
-    ----------
-    layers
-        As `qk_layers` yields them.
-    distances
-        Tokens between query and key, >= 0; other than 0 needs rotary positions.
-    fold_norm
-        Whether the gain of the preceding normalisation (and of query-key normalisation) goes into W.
-    moments_only
-        Leave the eigenvalues out, which is much faster.
-    covariances
-        (part, layer) to Σ of the increments of that layer's tokens, for localization, centre and level; None takes I.
-    draws, seed
-        Of the random heads of the same shape behind the `_z` and `_percentile` columns.
-
-    Returns
-    -------
-    DataFrame
-        One row per head and distance.
-
-    Raises
-    ------
-    ArgumentError
-        A distance that is negative or without rotary positions, or draws < 2.
-    """
-    import pandas as pd
-
-    options = TableOptions(tuple(distances), fold_norm, moments_only, covariances, draws, seed)
-    chance = Chance(options)
-    tables = [columns for layer in layers for columns, _ in layer_tables(layer, options, chance)]
-    return pd.DataFrame(joined(tables))
-
-
 def layer_tables(
     layer: QKLayer, options: TableOptions, chance: Chance
 ) -> list[tuple[Columns, NDArray[np.complex128] | None]]:
@@ -195,11 +105,6 @@ def layer_tables(
         core = read.core(distance, gains=options.fold_norm)
         tables.append(_columns(layer, read, products.between(core), distance, drawn, options))
     return tables
-
-
-def joined(tables: Sequence[Columns]) -> Columns:
-    """Return the rows of several tables of the same columns below each other."""
-    return {name: [value for table in tables for value in table[name]] for name in (tables[0] if tables else {})}
 
 
 def _columns(
@@ -223,12 +128,17 @@ def _columns(
     eigenvalues = None if options.moments_only else products.eigenvalues()  # (heads, d_head)
     if eigenvalues is not None:
         columns |= _of_eigenvalues(eigenvalues)
-    located = _located(layer, products, distance, options)
-    index, columns["centre"], columns["level"] = localization_of(*located, 1 / layer.multiplier)
+    located, cov = products, None
+    if options.covariances is not None:
+        cov = as_array(options.covariances[layer.part, layer.layer])
+        located = products_in_covariance(layer.w_q, layer.w_k, cov).between(layer.core(distance))
+    frobenius_sq = located.frobenius_sq()
+    moments = located.trace(), located.trace_sq(), frobenius_sq
+    index, columns["centre"], columns["level"] = localization_of(*moments, 1 / layer.multiplier)
     columns |= {"localization": index, "key_bias": _key_bias(read, products)}
     columns |= _against_chance(columns, drawn())
-    located_null = drawn() if options.covariances is None else _null_in_covariance(layer, products, options)
-    random_index = null_localization(located_null, located[2], 1 / layer.multiplier)  # (heads, draws)
+    null = drawn() if cov is None else _null(products.d_head, products.d_model, options, cov, eigenvalues=False)
+    random_index = null_localization(null, frobenius_sq, 1 / layer.multiplier)  # (heads, draws)
     columns["localization_percentile"] = percentile(index, random_index)
     return {name: _listed(columns[name], layer.heads) for name in COLUMNS if name in columns}, eigenvalues
 
@@ -275,23 +185,6 @@ def _against_chance(columns: Mapping[str, Array], null: NullDraws) -> dict[str, 
     return scores
 
 
-def _located(
-    layer: QKLayer, products: HeadProducts, distance: float, options: TableOptions
-) -> tuple[Array, Array, Array]:
-    """Return tr M, tr M², ‖M‖_F² behind the localization."""
-    if options.covariances is not None:
-        cov = as_array(options.covariances[layer.part, layer.layer])
-        products = products_in_covariance(layer.w_q, layer.w_k, cov).between(layer.core(distance))
-    return products.trace(), products.trace_sq(), products.frobenius_sq()
-
-
-def _null_in_covariance(layer: QKLayer, products: HeadProducts, options: TableOptions) -> NullDraws:
-    """Return the random heads in the covariance of the layer's tokens, for localization alone."""
-    assert options.covariances is not None
-    cov = as_array(options.covariances[layer.part, layer.layer])
-    return _null(products.d_head, products.d_model, options, cov, eigenvalues=False)
-
-
 def _key_bias(read: QKLayer, products: HeadProducts) -> Array:
     """Return ‖w_kᵀ Cᵀ b_q‖ per head, (heads,): the size of what the query's bias adds to a logit, x_iᵀ w_kᵀ Cᵀ b_q.
 
@@ -336,73 +229,41 @@ def qk_table(
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return the spectrum table of a checkpoint, one row per head and distance, as `qkrepro spectrum` gives it.
+    """Return the spectrum table of a checkpoint as `qkrepro spectrum` gives it, with the columns of COLUMNS that apply.
 
     Parameters
     ----------
     path, layers
         As for `qk_weights`.
-    distances, fold_norm, moments_only, draws, seed
-        As for `spectrum_table`.
+    distances
+        Tokens between query and key, >= 0; other than 0 needs rotary positions.
+    fold_norm
+        Whether the gain of the preceding normalisation (and of query-key normalisation) goes into W.
+    moments_only
+        Leave the eigenvalues out, which is much faster.
     text
         A file of text: localization is then in the covariance of the increments of its tokens in the model, and of
         CLIP the text tower alone is given.
+    draws, seed
+        Of the random heads of the same shape behind the `_z` and `_percentile` columns.
 
     Returns
     -------
     DataFrame
         One row per head and distance.
 
-    Raises as `spectrum_table` and `qk_weights` do.
+    Raises
+    ------
+    ArgumentError
+        A distance that is negative or without rotary positions, draws < 2, a text that cannot be read.
+    CheckpointError
+        A model that cannot be read, or not be run on the text.
     """
+    import pandas as pd
 
-    covariances = None
+    options = TableOptions(tuple(distances), fold_norm, moments_only, None, draws, seed)
     if text is not None:
-        from qkrepro.models.token_covariance import increment_covariances
-
-        covariances = increment_covariances(path, Path(text))
-    read = qk_layers(path, layers)
-    return spectrum_table(
-        (layer for layer in read if covariances is None or (layer.part, layer.layer) in covariances),
-        distances=distances,
-        fold_norm=fold_norm,
-        moments_only=moments_only,
-        covariances=covariances,
-        draws=draws,
-        seed=seed,
-    )
-
-
-def columns_as_text(table: Columns, kind: str) -> str:
-    """Return the table as `csv`, as `json` (records, null where there is no number) or, for people, as a `table`."""
-    if kind == "csv":
-        lines = [",".join(table), *(",".join(map(_plain, row)) for row in zip(*table.values(), strict=True))]
-        return "\n".join(lines)
-    if kind == "json":
-        rows = (dict(zip(table, map(_known, row), strict=True)) for row in zip(*table.values(), strict=True))
-        return json.dumps(list(rows), indent=1, ensure_ascii=False)
-    return _aligned({SHOWN[name]: table[name] for name in SHOWN if name in table})
-
-
-def _known(value: Any) -> Any:
-    """Return a value, or None for a number that is not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> str:
-    """Return a value in CSV: every digit of it, nothing for a number that is not one."""
-    return "" if value != value else str(value)
-
-
-def _aligned(columns: Columns) -> str:
-    """Return the columns below their heads, flush right, numbers to four digits."""
-    written = [[name, *map(_short, values)] for name, values in columns.items()]
-    widths = [max(map(len, column)) for column in written]
-    rows = zip(*written, strict=True)
-    return "\n".join(" ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.4g}"
-    return str(value)
+        options = options.in_text(path, Path(text))
+    chance = Chance(options)
+    read = (layer for layer in qk_layers(path, layers) if options.covers(layer.part, layer.layer))
+    return pd.DataFrame(joined([columns for layer in read for columns, _ in layer_tables(layer, options, chance)]))

@@ -45,10 +45,8 @@ class ModelConfig:
         """Check every field."""
         for name in ("vocabulary", "d_model", "d_ff", "layers", "heads", "max_length"):
             check_integer(name, getattr(self, name), at_least=1)
-        check_number("dropout", self.dropout, at_least=0)
+        check_number("dropout", self.dropout, at_least=0, below=1)
         check_choice("norm", self.norm, ("post", "pre"))
-        if self.dropout >= 1:
-            raise ArgumentError(f"dropout must be in [0, 1), got {self.dropout!r}")
         if self.d_model % self.heads or self.d_model % 2:
             raise ArgumentError(f"d_model must be an even multiple of heads = {self.heads}, got {self.d_model}")
 
@@ -160,10 +158,7 @@ class LanguageModel(nn.Module):
         self._initialise(generator)
 
     def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocabulary"]:
-        """Return the logits over the vocabulary, (batch, length, vocabulary).
-
-        tokens: (batch, length), int64.
-        """
+        """Return the logits over the vocabulary, (batch, length, vocabulary), of int64 tokens (batch, length)."""
         return F.linear(self.hidden(tokens), self.embedding.weight)
 
     def hidden(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length d_model"]:

@@ -65,10 +65,7 @@ def archived_files(root: Path) -> list[str]:
 
 
 def unfinished(root: Path) -> list[str]:
-    """Return the folders below `results/` with some files of a record but not all.
-
-    They are left by a run that was stopped while it wrote.
-    """
+    """Return the folders below `results/` with a part of a record, left by a run that was stopped while it wrote."""
     folders = {path.parent for name in RECORD_FILES for path in (root / "results").rglob(name)}
     return sorted(folder.relative_to(root).as_posix() for folder in folders if not is_recorded(folder))
 

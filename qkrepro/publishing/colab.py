@@ -42,18 +42,12 @@ def write_colab_cells(root: Path) -> list[str]:
 
 
 def outdated_colab_cells(root: Path) -> list[str]:
-    """Return the notebooks whose cell for Colab does not fit `_config.yml`.
-
-    It is missing, is one too many, or names another address.
-    """
+    """Return the notebooks whose cell for Colab does not fit `_config.yml`: missing, too many, another address."""
     return [path.stem for path in _changed(root)]
 
 
 def expected_cell(root: Path) -> NotebookNode | None:
-    """Return the cell that `_config.yml` asks for.
-
-    It fetches the branch that the launch buttons lead to; None without one.
-    """
+    """Return the cell that fetches the branch of the launch buttons in `_config.yml`; None without an address."""
     repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
     url, branch = (repository.get("url") or "").rstrip("/"), repository.get("branch") or "main"
     if not url:

@@ -2,18 +2,11 @@
 
 A notebook runs to the end or leaves what is committed as it was. At the committed profile it is replaced in place; any
 other profile goes to `_build/<profile>/notebooks`, so that it never feeds a verdict.
-
-Two executions give the same bytes: run the notebooks a second time, compare, and keep what was found.
-
-What is compared: every text output of the committed notebook, its pictures, and the numbers behind its figures.
 """
 
 import ast
-import base64
-import hashlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -23,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import psutil
 import yaml
 from nbformat import NotebookNode
@@ -38,24 +30,19 @@ from qkrepro.publishing.notebooks import (
     colab_cell,
     default_parameters,
     outputs_digest,
+    png_outputs,
     read_notebook,
     with_colab_cell,
     with_parameters,
     write_notebook,
 )
 from qkrepro.publishing.staleness import changed_inputs, input_digests
-from qkrepro.training.records import environment, processor
+from qkrepro.training.records import processor
 
-CENTRAL_FIGURE = (
-    "both_at_once",
-    "central-figure",
-    "book/images/both_at_once.png",
-)  # notebook, tag of its cell, picture
+CENTRAL_FIGURE = ("both_at_once", "central-figure", "book/images/both_at_once.png")  # notebook, tag of a cell, picture
 THREADS = "1"  # of each library; a notebook sets those of PyTorch
 WORKERS = 2  # notebooks at once; each needs up to 1.1 GB
 TIMEOUT = 3600  # seconds per cell
-KEPT = "book/generated/repetition.csv"
-COLUMNS = ["notebook", "text", "text_again", "pictures", "pictures_again", "numbers", "numbers_again"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ def run_figures(
 ) -> list[str]:
     """Execute the stale ones of the named notebooks (default: all), with a line about each; returns their names.
 
-    force: execute those that are up to date too. check: name what is stale and execute nothing.
+    force: execute those that are up to date too. check: name what is stale and execute nothing. log: takes the lines.
     Raises ArgumentError for an unknown name or profile, NotebookError when a notebook failed (after the others ran).
     """
     root = book_root()
@@ -143,7 +130,8 @@ def find_chapters(root: Path, names: Sequence[str], profile: str) -> list[Chapte
     """
     profiles = sorted(path.stem for path in (root / "notebooks" / "profiles").glob("*.yaml"))
     check_choice("profile", profile, [COMMITTED_PROFILE, *profiles])
-    entries = {} if profile == COMMITTED_PROFILE else _yaml(root / "notebooks" / "profiles" / f"{profile}.yaml")
+    listed = root / "notebooks" / "profiles" / f"{profile}.yaml"
+    entries = {} if profile == COMMITTED_PROFILE else yaml.safe_load(listed.read_text(encoding="utf-8")) or {}
     known = chapter_names(root)
     wanted = [Path(name).stem if name.endswith(".ipynb") else name for name in names] or known
     for name in wanted:
@@ -180,7 +168,7 @@ def digests(root: Path, chapter: Chapter) -> dict[str, str]:
     return input_digests(root, cells, chapter.parameters, chapter.reads)
 
 
-def execute(root: Path, chapter: Chapter, label: str = "") -> Cost:
+def execute(root: Path, chapter: Chapter, label: str) -> Cost:
     """Run one chapter to a temporary file and put it, its numbers and the central figure in place when it succeeded.
 
     Raises NotebookError naming the cell and the error; the run that failed is kept under `_build/failed`.
@@ -198,9 +186,10 @@ def execute(root: Path, chapter: Chapter, label: str = "") -> Cost:
     return cost
 
 
-def run_apart(root: Path, chapter: Chapter, scratch: Path, label: str = "") -> tuple[NotebookNode, Cost]:
+def run_apart(root: Path, chapter: Chapter, scratch: Path, label: str) -> tuple[NotebookNode, Cost]:
     """Run one chapter in the empty folder `scratch` and touch nothing else; its numbers are in `scratch/numbers`.
 
+    root: the checkout. label: what a progress bar says.
     Raises NotebookError naming the cell and the error; the run that failed is kept under `_build/failed`.
     """
     from papermill import PapermillExecutionError
@@ -233,25 +222,17 @@ def run_apart(root: Path, chapter: Chapter, scratch: Path, label: str = "") -> t
 
 
 def central_figure(chapter: Chapter, notebook: NotebookNode) -> bytes | None:
-    """Return the PNG of the cell tagged as the central figure, for the README and the front page.
-
-    It is None in other chapters.
-    """
+    """Return the PNG of the cell tagged as the central figure, for README and front page; None in other chapters."""
     name, tag, _ = CENTRAL_FIGURE
     if chapter.name != name or chapter.profile != COMMITTED_PROFILE:
         return None
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []) if tag in cell.metadata.get("tags", []) else []:
-            if "image/png" in output.get("data", {}):
-                return base64.b64decode(output["data"]["image/png"])
+    if pictures := png_outputs(notebook, tag):
+        return pictures[0]
     raise NotebookError(f"{name} has no cell with tag {tag!r} and a PNG output; the front page shows that picture")
 
 
 def _environment(root: Path, numbers: Path, scratch: str) -> dict[str, str]:
-    """Return the environment variables of a kernel.
-
-    This checkout's package, fixed threads, numbers kept apart, no settings of the user's.
-    """
+    """Return the variables of a kernel: this checkout's package, fixed threads, numbers apart, no user settings."""
     dropped = {"MPLBACKEND", "COLUMNS", "LINES", "PYTHONWARNINGS", "PYTHONSTARTUP"}
     paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), THREADS)
@@ -261,21 +242,12 @@ def _environment(root: Path, numbers: Path, scratch: str) -> dict[str, str]:
 
 
 def reads(root: Path, name: str) -> tuple[str, ...]:
-    """Return the patterns of the records that a chapter reads.
-
-    They are READS of its module, which is parsed and not imported.
-    """
+    """Return the patterns of the records that a chapter reads: READS of its module, parsed and not imported."""
     module = root / "qkrepro" / "chapters" / f"{name}.py"
-    statements = ast.parse(module.read_text(encoding="utf-8")).body if module.is_file() else []
-    for statement in statements:
-        if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == ["READS"]:
-            return tuple(ast.literal_eval(statement.value))
+    for node in ast.parse(module.read_text(encoding="utf-8")).body if module.is_file() else []:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "READS":
+            return tuple(ast.literal_eval(node.value))
     return ()
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content or {}
 
 
 def _because(changed: Sequence[str]) -> str:
@@ -288,81 +260,3 @@ def _keep_cost(root: Path, chapter: Chapter, cost: Cost) -> None:
     costs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     costs[chapter.name] = {name: round(value, 2) for name, value in asdict(cost).items()}
     write_atomically(path, (json.dumps(costs, indent=1, sort_keys=True) + "\n").encode())
-
-
-def repeat_figures(names: Sequence[str] = (), *, log: Callable[[str], None] = print) -> list[str]:
-    """Execute the named notebooks (default: all) once more, apart, and return those that gave something else.
-
-    Changes no notebook; the digests of both executions are kept in `book/generated/repetition.csv`, from which the site
-    shows the check. A notebook whose outputs are stale is left out: there is nothing to compare with. Raises
-    ArgumentError for an unknown name, NotebookError when a notebook fails.
-    """
-    root, rows = book_root(), []
-    for chapter in find_chapters(root, names, COMMITTED_PROFILE):
-        if stale := stale_inputs(root, chapter):
-            log(f"{chapter.name}: not repeated, its outputs are stale ({stale[0]})")
-            continue
-        with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
-            again, cost = run_apart(root, chapter, Path(scratch), chapter.name)
-            numbers = Path(scratch) / "numbers" / f"{chapter.name}.json"
-            after = output_digests(again, numbers)
-        before = output_digests(read_notebook(chapter.target), numbers_folder() / numbers.name)
-        rows.append([chapter.name, *(digest for pair in zip(before, after, strict=True) for digest in pair)])
-        log(f"{chapter.name}: {cost.wall_s:.1f} s, {'the same' if before == after else 'NOT the same'}")
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    _keep(root, table)
-    return [str(row["notebook"]) for _, row in table.iterrows() if _differs(row)]
-
-
-def output_digests(notebook: NotebookNode, numbers: Path) -> tuple[str, str, str]:
-    """Return the digests of a notebook's text outputs, of its pictures and of its file of numbers.
-
-    A digest is empty where there is no such file.
-    """
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [value for o in outputs for kind, value in sorted(o.get("data", {}).items()) if kind[:6] == "image/"]
-    words = [
-        [o.output_type, o.get("text"), {k: v for k, v in o.get("data", {}).items() if k[:6] != "image/"}]
-        for o in outputs
-    ]
-    parts = json.dumps(words, sort_keys=True), json.dumps(pictures), numbers.read_text() if numbers.is_file() else ""
-    text, drawn, saved = (hashlib.sha256(part.encode()).hexdigest()[:16] if part else "" for part in parts)
-    return text, drawn, saved
-
-
-def repetition_page(root: Path) -> str:
-    """Return the check as a table for the site, MyST Markdown: one row per notebook, judged from the kept digests.
-
-    A notebook whose outputs are no longer those that were repeated says so.
-    """
-    path = root / KEPT
-    kept = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame(columns=COLUMNS)
-    by_name = {row["notebook"]: row for _, row in kept.iterrows()}
-    lines = ["| notebook | text outputs | pictures | numbers |", "| --- | --- | --- | --- |"]
-    for notebook in (root / "notebooks" / f"{name}.ipynb" for name in chapter_names(root)):
-        numbers = root / "notebooks" / "numbers" / f"{notebook.stem}.json"
-        now = dict(zip(("text", "pictures", "numbers"), output_digests(read_notebook(notebook), numbers), strict=True))
-        row = by_name.get(notebook.stem)
-        if row is None or any(row[what] != digest for what, digest in now.items()):
-            results = ["not repeated since it was executed", "", ""]
-        else:
-            results = ["the same" if row[what] == row[f"{what}_again"] else "**different**" for what in now]
-        lines.append(f"| {{doc}}`../notebooks/{notebook.stem}` | {' | '.join(results)} |")
-    places = sorted(set(kept["where"])) if "where" in kept else []
-    return "\n".join(lines) + "\n" + "".join(f"\nRepeated with {where}.\n" for where in places)
-
-
-def _keep(root: Path, table: pd.DataFrame) -> None:
-    """Put the rows beside those of other notebooks that were kept before."""
-    versions, path = environment(), root / KEPT
-    where = f"Python {platform.python_version()}, PyTorch {versions['torch']}, {versions['processor']}"
-    table = table.assign(where=where)
-    if path.is_file():
-        old = pd.read_csv(path, dtype=str, keep_default_na=False)
-        table = pd.concat([old[~old["notebook"].isin(table["notebook"])], table])
-    text = table.sort_values("notebook").to_csv(index=False, lineterminator="\n")
-    write_atomically(path, text.encode())
-
-
-def _differs(row: "pd.Series[str]") -> bool:
-    return any(row[what] != row[f"{what}_again"] for what in ("text", "pictures", "numbers"))

@@ -1,6 +1,5 @@
 """The generated parts of the front page: verdicts with small pictures, the edition, a map of the chapters."""
 
-import base64
 import io
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from qkrepro.errors import NotebookError
 from qkrepro.evidence.claims import Outcome
 from qkrepro.publishing.claims_pages import all_claims, cases_bar, short_statement, verdict_badge
 from qkrepro.publishing.head_drawing import head_drawing
-from qkrepro.publishing.notebooks import read_notebook
+from qkrepro.publishing.notebooks import png_outputs, read_notebook
 from qkrepro.publishing.revision import book_revision, last_change
 
 OUTCOMES = get_args(Outcome)
@@ -49,11 +48,8 @@ def main_figure(notebook: NotebookNode) -> bytes:
 
     Raises NotebookError when the notebook has no picture.
     """
-    chosen = [cell for cell in notebook.cells if MAIN_FIGURE in cell.metadata.get("tags", [])]
-    for cell in [*chosen, *notebook.cells]:
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                return base64.b64decode(output["data"]["image/png"])
+    if pictures := png_outputs(notebook, MAIN_FIGURE) or png_outputs(notebook):
+        return pictures[0]
     raise NotebookError(f"no cell has a picture; one must be tagged `{MAIN_FIGURE}`")
 
 

@@ -48,7 +48,8 @@ def run_notebook(
 ) -> tuple[float, float]:
     """Execute a notebook in place, in the folder `cwd`; returns its processor seconds and peak memory in MB.
 
-    label: what a progress bar says on a terminal. timeout: seconds per cell. Raises PapermillExecutionError.
+    path: of the notebook. environment: variables of the kernel. label: what a progress bar says on a terminal. timeout:
+    seconds per cell. Raises PapermillExecutionError.
     """
     used: list[tuple[float, float]] = []
     papermill.execute_notebook(
@@ -67,10 +68,7 @@ def run_notebook(
 
 
 def process_cost(pid: int) -> tuple[float, float]:
-    """Return the processor seconds and peak memory in MB of a process.
-
-    Where no peak is kept (macOS), it is the memory now.
-    """
+    """Return the processor seconds of a process and its peak memory in MB, or its memory now where none is kept."""
     process = psutil.Process(pid)
     times, memory = process.cpu_times(), process.memory_info()
     peak = getattr(memory, "peak_wset", memory.rss)

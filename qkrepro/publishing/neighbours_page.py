@@ -26,7 +26,7 @@ def neighbour_chapters(root: Path) -> list[str]:
 
 
 def neighbours_page(root: Path, table: pd.DataFrame) -> str:
-    """Return the table, MyST Markdown: a row a claim; chapter, source and spectrum stand in a chapter's first row.
+    """Return the table, MyST Markdown: one row per claim; chapter, source and spectrum stand in a chapter's first row.
 
     table: as `verdicts` returns it. Each chapter has the constants SOURCE, an arXiv id, and SPECTRUM_SAYS, a sentence.
     """

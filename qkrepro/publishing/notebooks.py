@@ -1,6 +1,7 @@
 """Notebooks as files: read, write whole or not at all, the cells with a role, and outputs without a run's traces."""
 
 import ast
+import base64
 import hashlib
 import json
 import re
@@ -60,10 +61,7 @@ def with_colab_cell(notebook: NotebookNode, cell: NotebookNode | None) -> Notebo
 
 
 def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
-    """Return the names and values that the cell tagged `parameters` sets.
-
-    Raises NotebookError when they are not plain values.
-    """
+    """Return the values that the cell tagged `parameters` sets, by name; NotebookError unless they are plain values."""
     defaults = {}
     for node in ast.parse(parameters_cell(notebook).source).body:
         try:
@@ -78,10 +76,7 @@ def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
 
 
 def with_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> NotebookNode:
-    """Return the notebook with these values in its `parameters` cell.
-
-    Comments are kept, so that its page shows what was run.
-    """
+    """Return the notebook with these values in its `parameters` cell, comments kept: its page shows what was run."""
     cell = parameters_cell(notebook)
     lines = cell.source.splitlines()
     for node in reversed(ast.parse(cell.source).body):
@@ -121,10 +116,7 @@ def clean(notebook: NotebookNode, record: Mapping[str, Any]) -> NotebookNode:
 
 
 def joined_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """Return the outputs with neighbouring pieces of one stream joined.
-
-    Where a kernel cuts printed text is a matter of timing.
-    """
+    """Return the outputs with the pieces of a stream joined: where a kernel cuts printed text is a matter of timing."""
     joined: list[NotebookNode] = []
     for output in outputs:
         if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:
@@ -138,6 +130,13 @@ def outputs_digest(notebook: NotebookNode) -> str:
     """Return the digest of all outputs, by which a run by hand is told from one by `qkrepro figures`."""
     outputs = [[o.output_type, o.get("text"), o.get("data")] for c in notebook.cells for o in c.get("outputs", [])]
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def png_outputs(notebook: NotebookNode, tag: str | None = None) -> list[bytes]:
+    """Return the stored PNG pictures in order, of all cells or of those with this tag."""
+    cells = [cell for cell in notebook.cells if tag is None or tag in cell.metadata.get("tags", [])]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    return [base64.b64decode(kinds["image/png"]) for kinds in data if "image/png" in kinds]
 
 
 def parameters_cell(notebook: NotebookNode) -> NotebookNode:

@@ -19,10 +19,7 @@ def last_change(root: Path) -> str:
 
 
 def file_revision(root: Path, path: Path) -> str:
-    """Return the abbreviated revision of the last commit that touched a file.
-
-    A "+" follows when the file was changed since.
-    """
+    """Return the abbreviated revision of the last commit that touched a file, with "+" when it was changed since."""
     revision = git(root, "log", "-1", "--format=%h", "--", str(path))
     if not revision:
         return "not committed" if git(root, "rev-parse", "HEAD") else NO_REVISION

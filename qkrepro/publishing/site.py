@@ -24,12 +24,12 @@ from qkrepro.evidence.numbers import COMMITTED_PROFILE, book_root
 from qkrepro.publishing.changes_page import changed_since_the_first_edition, changes_page
 from qkrepro.publishing.claims_pages import verdicts, write_pages, write_threshold_figures
 from qkrepro.publishing.colab import outdated_colab_cells
-from qkrepro.publishing.execution import repetition_page
 from qkrepro.publishing.explorer import write_explorer
 from qkrepro.publishing.front_page import write_front_page
 from qkrepro.publishing.neighbours_page import write_neighbours
 from qkrepro.publishing.notebooks import code_cells, read_notebook, write_notebook
 from qkrepro.publishing.provenance import write_provenance
+from qkrepro.publishing.repetition import repetition_page
 from qkrepro.publishing.revision import book_revision, last_change
 from qkrepro.publishing.site_check import site_problems
 from qkrepro.publishing.spectrum_example import write_spectrum_example
@@ -79,7 +79,8 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, log: Ca
 def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[str]:
     """Copy what the site is made of to `work`; returns the pages of the table of contents, without suffixes.
 
-    Raises SiteError when a page is missing (draft: it is left out).
+    root: the checkout. profile: whose outputs are shown. Raises SiteError when a page is missing (draft: it is left
+    out).
     """
     if profile == COMMITTED_PROFILE:
         write_pages()
@@ -129,10 +130,7 @@ def unusable_notebooks(work: Path, pages: Sequence[str]) -> list[str]:
 
 
 def configuration(root: Path, profile: str) -> dict[str, Any]:
-    """Return `_config.yml` with the revision in the footer.
-
-    When the repository is public, it has the buttons that lead to it.
-    """
+    """Return `_config.yml` with the revision in the footer, and the buttons that lead to a public repository."""
     config: dict[str, Any] = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     html = config["html"]
     shown = "" if profile == COMMITTED_PROFILE else f" Rendered at profile <b>{profile}</b>: no verdict rests on it."
@@ -157,9 +155,10 @@ def configuration(root: Path, profile: str) -> dict[str, Any]:
 
 
 def run_jupyter_book(work: Path, log_file: Path, *, strict: bool, log: Callable[[str], None]) -> Path:
-    """Run `jupyter-book build` on `work`, keep what it said in `log`, and return the folder of the pages.
+    """Run `jupyter-book build` on `work`, keep its output in `log_file`, and return the folder of the pages.
 
-    Raises SiteError with the warnings when it fails, or when it built nothing.
+    strict: warnings are errors. log: takes the warnings. Raises SiteError with the warnings when it fails, or when it
+    built nothing.
     """
     code = "from jupyter_book.cli.main import main; main()"
     options = ["-W", "-n", "--keep-going"] if strict else []

@@ -66,10 +66,7 @@ class _Page(HTMLParser):
 
 
 def site_problems(site: Path, pages: Iterable[str]) -> list[str]:
-    """Return what is wrong with the site in the folder `site`, where `pages` (without suffix) must be.
-
-    The list is empty when nothing is wrong.
-    """
+    """Return what is wrong with the site in the folder `site`, in which `pages` (without suffix) must be."""
     problems = [f"{page}.html is missing" for page in pages if not (site / f"{page}.html").is_file()]
     parsed = {path.resolve(): _parse(path) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts}
     for path, page in parsed.items():

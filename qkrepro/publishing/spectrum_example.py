@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from qkrepro.models.minilm import minilm_folder
-from qkrepro.models.spectrum_report import COLUMNS, SHOWN, columns_as_text
+from qkrepro.models.spectrum_columns import COLUMNS, SHOWN, columns_as_text
 
 CHANCE_Z, CHANCE_PERCENT = 2.0, 2.5  # beyond which a head is not called a random one
 COMMAND = "from qkrepro.cli.app import main; main()"

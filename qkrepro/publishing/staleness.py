@@ -77,10 +77,7 @@ def reached_modules(root: Path, cells: Sequence[str], package: str = "qkrepro") 
 
 @lru_cache(maxsize=1)
 def _import_graph(package: str, versions: tuple[tuple[Path, int], ...]) -> Any:
-    """Return the imports of the package.
-
-    `versions` are its files with their times, so that a changed file is read anew.
-    """
+    """Return the imports of the package; versions: its files with their times, so that a changed one is read anew."""
     import grimp
 
     return grimp.build_graph(package, cache_dir=None)

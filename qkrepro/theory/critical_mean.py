@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qkrepro.errors import ArgumentError, check_finite, check_integer, check_number
+from qkrepro.errors import check_finite, check_integer, check_number
 
 if TYPE_CHECKING:  # shapes in types are for mypy and the tests
     from jaxtyping import Float, Float64
@@ -120,9 +120,7 @@ def cosine_limit(growth: Float[Tensor, "*shape"] | float, similarity: float) -> 
 
 def _check(length: int, similarity: float) -> None:
     check_integer("length", length, at_least=2)
-    check_number("similarity", similarity, at_least=0)
-    if similarity >= 1:
-        raise ArgumentError(f"similarity must lie in [0, 1), got {similarity!r}")
+    check_number("similarity", similarity, at_least=0, below=1)
 
 
 def _gap(length: int, similarity: float, scaled_mean: Tensor | float) -> Tensor:

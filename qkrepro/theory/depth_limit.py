@@ -41,9 +41,7 @@ def ar1_cosines(length: int, coefficient: float) -> Float64[Tensor, "T T"]:
     coefficient: φ in [0, 1); 0 gives independent tokens, the identity. Raises ArgumentError for another φ or T < 2.
     """
     check_integer("length", length, at_least=2)
-    check_number("coefficient", coefficient, at_least=0)
-    if coefficient >= 1:
-        raise ArgumentError(f"coefficient must lie in [0, 1), got {coefficient!r}")
+    check_number("coefficient", coefficient, at_least=0, below=1)
     position = torch.arange(length, dtype=torch.float64)
     distance = (position - position[:, None]).abs()
     return torch.tensor(coefficient, dtype=torch.float64) ** distance
@@ -56,10 +54,9 @@ def depth_limit(
     *,
     dispersion: float = 0.0,
     residual: bool = False,
-    causal: bool = True,
     generator: Generator | None = None,
 ) -> DepthLimit:
-    """Follow the cosines of the tokens through L layers of attention and LayerNorm as d → ∞.
+    """Follow the cosines of the tokens through L layers of causal attention and LayerNorm as d → ∞.
 
     Parameters
     ----------
@@ -73,8 +70,6 @@ def depth_limit(
         √(dσ²)/λ >= 0. When positive, the logits gain a Gaussian matrix, drawn anew in every layer with `generator`.
     residual
         Add each layer's input to its output.
-    causal
-        Mask later keys.
     generator
         Source of the draws; a positive dispersion needs it.
 
@@ -98,7 +93,7 @@ def depth_limit(
     check_number("dispersion", dispersion, at_least=0)
     if dispersion > 0 and generator is None:
         raise ArgumentError("generator must be given with a positive dispersion, which draws logits, got None")
-    mask = causal_mask(len(current)) if causal else None
+    mask = causal_mask(len(current))
     all_cosines, all_attention = [current], []
     for _ in range(layers):
         logits = scaled_mean * current

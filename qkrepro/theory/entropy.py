@@ -44,10 +44,7 @@ def entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | i
 
 
 def log_entropy_lower_bound(spectral_norm_logits: Tensor | float, length: Tensor | int) -> Float64[Tensor, "*shape"]:
-    """Return the natural logarithm of `entropy_lower_bound`, finite for every σ̄ when T >= 2, −inf for T = 1.
-
-    Arguments are the same.
-    """
+    """Return the natural logarithm of `entropy_lower_bound`, finite for every σ̄ when T >= 2, −inf for T = 1."""
     sigma, size = _checked_bound(spectral_norm_logits, length)
     others = (size - 1).clamp(min=1)  # T = 1 is put right at the end
     gap = sigma * (size.clamp(min=2) / others).sqrt()  # by how much the extremal logit exceeds the others

@@ -107,10 +107,7 @@ def weighted_chi_square_tail(weights: Float64[Tensor, "n k"], x: Float64[Tensor,
 
 
 def _reduce(m: Tensor) -> _Core:
-    """Reduce M to what the law needs.
-
-    Its eigenvalues if it is symmetric; else M in its left singular basis, of its row and column space only.
-    """
+    """Reduce M to its eigenvalues if it is symmetric, else to itself in its left singular basis without its kernel."""
     if float((m - m.mT).abs().max()) <= 1e-15 * float(m.abs().max()):
         values = torch.linalg.eigvalsh((m + m.mT) / 2)
         values = values[values.abs() > 1e-15 * values.abs().max()]
@@ -156,10 +153,7 @@ def _mass(core: _Core, slope: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _affordable_nodes(core: _Core, slope: Tensor) -> int:
-    """Return the number of nodes up to which sharing is cheaper.
-
-    Without symmetry a single law needs eigenvalues of twice the size.
-    """
+    """Return the nodes up to which sharing is cheaper; without symmetry a single law takes eigenvalues of size 2k."""
     return 2000 if core.rotated is None else 8 * len(np.unique(slope.abs()))
 
 

@@ -71,7 +71,10 @@ def equilibrium(rank: int, stack: Stack, generator: Generator) -> tuple[Tensor, 
 
 
 def attention_and_layer_norm(x: Tensor, w: Tensor, value: Tensor, temperature: float, mask: Tensor) -> Tensor:
-    """Return the tokens after a layer, LayerNorm(A x W_V), PyTorch's LayerNorm with ε = 0; (T, d)."""
+    """Return tokens x (T, d) after a layer, LayerNorm(A x W_V) with ε = 0.
+
+    w: W_QK and value: W_V, (d, d). temperature: λ. mask: (T, T).
+    """
     mixed = softmax_attention(attention_logits(x, w), temperature, mask=mask) @ x @ value
     return layer_norm(mixed, x.shape[-1:], eps=0.0)
 
@@ -81,8 +84,9 @@ def residuals(
 ) -> pd.DataFrame:
     """Send tokens through masked attention without LayerNorm, values orthogonal, and measure what is left of them.
 
-    Weights are drawn anew in every layer; masks and spectra of one seed share them. Returns columns mask, spectrum,
-    seed, layer, residual: ‖x − 1x̄ᵀ‖_F over that of the input, one row a layer.
+    spectra: of W_QK, by name. stack: sizes, tokens and temperature. windows: of `masks`. Weights are drawn anew in
+    every layer from each of the seeds; masks and spectra of one seed share them. Returns columns mask, spectrum, seed,
+    layer, residual: ‖x − 1x̄ᵀ‖_F over that of the input, one row per layer.
     """
     rows = []
     for seed in seeds:
@@ -100,5 +104,5 @@ def residuals(
                 logits = attention_logits(x, mean + spectrum.spread * unit)
                 x = softmax_attention(logits, stack.temperature, mask=visible) @ x @ value
                 left = (centred_norm(x) / start).tolist()
-                rows += [(mask, name, seed, layer, each) for mask, each in zip(drawn, left, strict=True)]
+                rows += [(mask, name, seed, layer, rest) for mask, rest in zip(drawn, left, strict=True)]
     return pd.DataFrame(rows, columns=["mask", "spectrum", "seed", "layer", "residual"])

@@ -39,10 +39,7 @@ class SpectrumMoments:
 
     @property
     def eigen_variance(self) -> Tensor:
-        """Return the variance over all d_model eigenvalues, tr W²/d_model − (tr W/d_model)².
-
-        It is negative for some complex spectra.
-        """
+        """Return the variance over all d_model eigenvalues, tr W²/d_model − (tr W/d_model)²; it can be negative."""
         return self.trace_sq / self.d_model - self.eigen_mean.square()
 
     @property
@@ -195,9 +192,7 @@ def random_rotation(dim: int, *, batch: tuple[int, ...] = (), generator: Generat
 def factor(
     w: Float[Tensor, "*batch d_model d_model"], d_head: int
 ) -> tuple[Float64[Tensor, "*batch d_head d_model"], Float64[Tensor, "*batch d_head d_model"]]:
-    """Return the balanced factors (w_q, w_k) of w = w_qᵀ w_k.
-
-    w_q w_qᵀ and w_k w_kᵀ are one diagonal matrix, of the singular values of w.
+    """Return balanced factors of w = w_qᵀ w_k: w_q w_qᵀ = w_k w_kᵀ, diagonal, with the singular values of w.
 
     w: (..., d_model, d_model). Returns two float64 tensors (..., d_head, d_model).
     Raises ShapeError unless w is square, ArgumentError for non-finite w, for d_head outside 1..d_model, and when the
@@ -217,21 +212,21 @@ def factor(
     return root * u.mT[..., :d_head, :], root * vh[..., :d_head, :]
 
 
-def covariance_root(cov: Float[Tensor, "d d"], dim: int, *, name: str = "cov") -> Float64[Tensor, "d d"]:
+def covariance_root(cov: Float[Tensor, "d d"], dim: int) -> Float64[Tensor, "d d"]:
     """Return the symmetric square root Σ^{1/2} of a covariance matrix, float64, (dim, dim).
 
     Raises ShapeError unless cov is (dim, dim), ArgumentError when it is not finite, not symmetric or not positive
     semi-definite (a rounding error of 1e-10 of the largest entry or eigenvalue is let through).
     """
     if cov.shape != (dim, dim):
-        raise ShapeError(f"{name} must have shape {(dim, dim)}, got {tuple(cov.shape)}")
-    check_finite(name, cov)
+        raise ShapeError(f"cov must have shape {(dim, dim)}, got {tuple(cov.shape)}")
+    check_finite("cov", cov)
     cov = cov.double()
     if float((cov - cov.mT).abs().max()) > 1e-10 * float(cov.abs().max()):
-        raise ArgumentError(f"{name} must be symmetric, got a difference of {float((cov - cov.mT).abs().max()):.3g}")
+        raise ArgumentError(f"cov must be symmetric, got a difference of {float((cov - cov.mT).abs().max()):.3g}")
     values, vectors = torch.linalg.eigh(cov)
     if float(values[0]) < -1e-10 * float(values.abs().max()):
-        raise ArgumentError(f"{name} must be positive semi-definite, got the eigenvalue {float(values[0]):.3g}")
+        raise ArgumentError(f"cov must be positive semi-definite, got the eigenvalue {float(values[0]):.3g}")
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
     return root
 
@@ -258,10 +253,7 @@ def _check_random_spectrum(
 
 
 def _standard_sample(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Draw a Gaussian sample with mean exactly 0 and population variance exactly 1 along the last dimension.
-
-    It is 0 where that dimension is 1.
-    """
+    """Draw a Gaussian sample of mean exactly 0 and variance exactly 1 over the last dimension (0 at size 1)."""
     sample = _normal(shape, generator)
     sample = sample - sample.mean(-1, keepdim=True)
     if shape[-1] == 1:

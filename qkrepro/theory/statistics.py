@@ -13,6 +13,7 @@ from scipy import stats
 from qkrepro.errors import ArgumentError, ShapeError, check_integer
 
 NO_INTERVAL = float("nan")
+CONFIDENCE = 0.95  # of every interval unless it says otherwise
 
 
 class Interval(NamedTuple):
@@ -23,7 +24,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """Return the mean of independent values, (n,), with its Student t interval; of differences: the paired one.
 
     Equal values give an interval of width zero. Raises ArgumentError below two values or when one is not finite.
@@ -38,10 +39,10 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(float(data.mean()), float(low), float(high))
 
 
-def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Return the median of independent values, (n,), with its distribution-free interval.
+def median_interval(values: ArrayLike) -> Interval:
+    """Return the median of independent values, (n,), with its distribution-free interval; of differences: sign test.
 
-    Of paired differences it is the interval of the sign test. The ends are order statistics, so that skewed values
+    The ends are order statistics, so that skewed values
     widen it and nothing is assumed of their law. NaN ends below six values, which hold no 95% interval.
     Raises ArgumentError for no value or one that is not finite.
     Source: textbook (binomial interval of a quantile); used wherever ratios over seeds are skewed.
@@ -50,15 +51,15 @@ def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     if data.ndim != 1 or not len(data) or not np.isfinite(data).all():
         raise ArgumentError(f"values must be finite numbers, at least one, got {data!r}")
     padded = np.append(np.sort(data), NO_INTERVAL)
-    low, high = padded[list(_median_ranks(len(data), confidence))]
+    low, high = padded[list(_median_ranks(len(data)))]
     return Interval(float(np.median(data)), float(low), float(high))
 
 
 @cache
-def _median_ranks(count: int, confidence: float) -> tuple[int, int]:
+def _median_ranks(count: int) -> tuple[int, int]:
     """Return the ranks, from 0, of the order statistics that end a median's interval; `count` where there is none."""
     ranks = np.arange(count, dtype=np.float64)
-    ends: Any = stats.quantile_test(ranks, q=float(np.median(ranks)), p=0.5).confidence_interval(confidence)
+    ends: Any = stats.quantile_test(ranks, q=float(np.median(ranks)), p=0.5).confidence_interval(CONFIDENCE)
     low, high = (int(end) if np.isfinite(end) else count for end in (ends.low, ends.high))
     return low, high
 
@@ -69,7 +70,6 @@ def spearman_interval(
     *,
     seed: int,
     resamples: int = 2000,
-    confidence: float = 0.95,
     blocks: ArrayLike | None = None,
 ) -> Interval:
     """Return Spearman's rank correlation of paired values with a seeded percentile-bootstrap interval.
@@ -82,8 +82,6 @@ def spearman_interval(
         Of the resampled pairs. A resample of one repeated value counts as uncorrelated.
     resamples
         Number of resamples.
-    confidence
-        Level of the interval.
     blocks
         Labels, (n,), of blocks of one size that are resampled whole, for pairs that share what their block shares.
 
@@ -104,7 +102,7 @@ def spearman_interval(
         statistic,
         n_resamples=resamples,
         vectorized=True,
-        confidence_level=confidence,
+        confidence_level=CONFIDENCE,
         method="percentile",
         rng=seed,
     )
@@ -112,11 +110,11 @@ def spearman_interval(
     return Interval(float(stats.spearmanr(first, second).statistic), float(low), float(high))
 
 
-def _rank_correlation(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[Any]:
-    """Return Spearman's correlation along an axis; `stats.spearmanr` takes one pair of samples at a time."""
-    ranks = [stats.rankdata(values, axis=axis) - (x.shape[axis] + 1) / 2 for values in (x, y)]
-    size = np.sqrt((ranks[0] ** 2).sum(axis) * (ranks[1] ** 2).sum(axis))
-    return np.asarray((ranks[0] * ranks[1]).sum(axis) / np.where(size > 0, size, 1))
+def _rank_correlation(x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+    """Return Spearman's correlation along the last axis; `stats.spearmanr` takes one pair of samples at a time."""
+    ranks = [stats.rankdata(values, axis=-1) - (x.shape[-1] + 1) / 2 for values in (x, y)]
+    size = np.sqrt((ranks[0] ** 2).sum(-1) * (ranks[1] ** 2).sum(-1))
+    return np.asarray((ranks[0] * ranks[1]).sum(-1) / np.where(size > 0, size, 1))
 
 
 def _members(blocks: NDArray[Any]) -> NDArray[np.int64]:
@@ -200,10 +198,7 @@ def total_variation(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def bin_middles(location: pd.Series, bins: int) -> NDArray[Any]:
-    """Return the middle of the one of `bins` equal bins of (0, 1] in which each location lies.
-
-    Raises ArgumentError for bins < 1.
-    """
+    """Return the middles of the `bins` >= 1 equal bins of (0, 1] in which the locations lie."""
     check_integer("bins", bins, at_least=1)
     place = np.minimum((location.to_numpy(float) * bins - 1e-9).astype(int), bins - 1)
     middles: NDArray[Any] = (place + 0.5) / bins

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Generator, Tensor
 
-from qkrepro.errors import ArgumentError, check_choice, check_integer, check_number
+from qkrepro.errors import check_choice, check_integer, check_number
 from qkrepro.theory.spectrum import covariance_root
 
 if TYPE_CHECKING:  # shapes in types are for mypy and the tests
@@ -132,9 +132,7 @@ def ar1_tokens(
     coefficient is φ in (−1, 1), and E x_t x_sᵀ = φ^|t−s| cov; φ = 0 is `independent_tokens`, draw for draw. cov is the
     covariance of every token; other arguments, result and errors as for `random_walk`.
     """
-    check_number("coefficient", coefficient)
-    if abs(coefficient) >= 1:
-        raise ArgumentError(f"coefficient must be in (-1, 1), got {coefficient!r}")
+    check_number("coefficient", coefficient, above=-1, below=1)
     noise = independent_tokens(length, dim, cov=cov, batch=batch, generator=generator)  # (*batch, length, dim)
     steps = [noise[..., 0, :]]  # the first token already has the stationary law
     for t in range(1, length):

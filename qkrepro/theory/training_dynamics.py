@@ -18,6 +18,8 @@ from qkrepro.errors import ArgumentError, check_integer, check_number, check_qk_
 if TYPE_CHECKING:  # shapes in types are for mypy and the tests
     from jaxtyping import Float, Float64
 
+POINTS = 200  # times of a path
+
 
 class FlowPath(NamedTuple):
     """Gradient flow of Ω, one entry per time: float64 tensors (times,)."""
@@ -121,7 +123,6 @@ def penalty_flow(
     *,
     tau: float = 1.0,
     time: float = 20.0,
-    points: int = 200,
 ) -> FlowPath:
     """Follow the gradient flow of Ω from these weights, by an adaptive Runge–Kutta method.
 
@@ -133,21 +134,18 @@ def penalty_flow(
         τ of Ω, finite.
     time
         End of the flow, > 0.
-    points
-        Number of times at which it is shown, >= 2, from 0 to the end.
 
     Returns
     -------
     FlowPath
-        One entry per time.
+        POINTS entries, from time 0 to the end.
 
-    Raises as `penalty` does, and ArgumentError for a time or points out of range.
+    Raises as `penalty` does, and ArgumentError for a time that is not > 0.
     Source: book, the penalty alone concentrates the spectrum (ours).
     """
     check_qk_shapes(w_q, w_k)
     check_number("tau", tau)
     check_number("time", time, above=0)
-    check_integer("points", points, at_least=2)
     shape = w_q.shape
 
     def velocity(_: float, weights: np.ndarray) -> np.ndarray:
@@ -155,9 +153,9 @@ def penalty_flow(
         return -torch.stack(penalty_gradient(q, k, tau)).numpy().reshape(-1)
 
     start = torch.stack([w_q.double(), w_k.double()]).reshape(-1).numpy()
-    times = np.linspace(0, time, points)
+    times = np.linspace(0, time, POINTS)
     solution = integrate.solve_ivp(velocity, (0, time), start, t_eval=times, method="DOP853", rtol=1e-9, atol=1e-12)
-    path = torch.from_numpy(np.ascontiguousarray(solution.y.T)).reshape(points, 2, *shape)
+    path = torch.from_numpy(np.ascontiguousarray(solution.y.T)).reshape(POINTS, 2, *shape)
     q, k = path[:, 0], path[:, 1]
     trace = (q * k).sum((-2, -1))
     frobenius_sq = (q @ q.mT * (k @ k.mT)).sum((-2, -1))

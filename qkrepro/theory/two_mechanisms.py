@@ -74,9 +74,9 @@ def envelope(centre: Tensor, target: Tensor, stiffness: float) -> Tensor:
     corners = [(0.5, -0.5), (-0.5, 0.5), (0.6, 0.6), (-0.6, -0.6)]
     starts = [torch.tensor(corner, dtype=torch.float64).expand_as(centre) for corner in corners]
     for start in [2 * centre, *starts]:
-        found, depth = proximal(centre, target, stiffness, start)
+        minimiser, depth = proximal(centre, target, stiffness, start)
         deeper = depth < value - 1e-12
-        best, value = torch.where(deeper[:, None], found, best), torch.minimum(value, depth)
+        best, value = torch.where(deeper[:, None], minimiser, best), torch.minimum(value, depth)
     return best
 
 
@@ -98,12 +98,11 @@ def state_update(state: Sequence[float], alpha: float, samples: Samples) -> tupl
     return (m_hat * v, theta_hat * v, v**2 * (q_hat + theta_hat**2 + m_hat**2), v), before, after
 
 
-def fixed_point(
-    alpha: float, samples: Samples, mechanism: str, start: Sequence[float] = (), *, everywhere: bool = True
-) -> dict[str, Any]:
+def fixed_point(alpha: float, samples: Samples, mechanism: str, start: Sequence[float] = ()) -> dict[str, Any]:
     """Return m, theta, q, response, energy (train loss over d), error and whether the solver converged, on one branch.
 
-    start: (m or θ, q, V) to begin from. error: squared error over d, twice the loss, as the source counts it.
+    alpha: samples per dimension. samples: of the Gaussians. mechanism: one of MECHANISMS. start: (m or θ, q, V) to
+    begin from. error: squared error over d, twice the loss, as the source counts it.
     """
     place = MECHANISMS.index(mechanism)
     begin = start or ((0.257, 0.2, 45.0) if place == 0 else (0.63, 0.45, 50.0))

@@ -56,10 +56,7 @@ class XavierLaw:
 
     @property
     def spectral_norm(self) -> float:
-        """Return the limit of ‖W‖_2, of a product of two Wisharts.
-
-        It is d v (1 + cz) √((1 + z)/z) at its minimum over z > 0, c = h/d.
-        """
+        """Return the limit of ‖W‖_2, the minimum of d v (1 + cz) √((1 + z)/z) over z > 0, c = h/d (two Wisharts)."""
         c = self.d_head / self.d_model
         z = (math.sqrt(c**2 + 8 * c) - c) / (4 * c)
         return self.d_model * self.entry_variance * math.sqrt((1 + z) / z) * (1 + c * z)

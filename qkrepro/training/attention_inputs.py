@@ -44,11 +44,9 @@ def watch_inputs(model: nn.Module, act: Callable[[AttentionInput], None]) -> lis
 
 @torch.no_grad()
 def largest_logits(seen: AttentionInput, w_q: Tensor, w_k: Tensor, b_q: Tensor, b_k: Tensor) -> Tensor:
-    """Return S_max of every head, (heads,).
+    """Return S_max of every head, (heads,): the largest (w_q x + b_q)·(w_k y + b_k)/√d_head over all visible pairs.
 
-    It is the largest logit (w_q x + b_q)·(w_k y + b_k)/√d_head over all visible pairs.
-
-    w_q, w_k: (heads, d_head, d_model); b_q, b_k: (heads, d_head).
+    seen: the tokens and which pairs are visible. w_q, w_k: (heads, d_head, d_model); b_q, b_k: (heads, d_head).
     """
     q = seen.tokens[:, None] @ w_q.mT + b_q[:, None]  # (batch, heads, length, d_head)
     k = seen.tokens[:, None] @ w_k.mT + b_k[:, None]

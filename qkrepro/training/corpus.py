@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from qkrepro.errors import ArgumentError, CorpusError, RunError, check_integer, check_number
+from qkrepro.errors import CorpusError, RunError, check_integer, check_number
 from qkrepro.files import write_atomically
 from qkrepro.models.run_words import EOS, UNK
 
@@ -83,7 +83,8 @@ def load_folder(
 ) -> Corpus:
     """Encode the train, valid and test text in `folder`, or take the encoded form from the cache.
 
-    digests: sha256 that each split's file must have. Raises CorpusError as `load_corpus` does.
+    name: of the corpus. vocabulary: as for `load_corpus`. digests: sha256 that each split's file must have. Raises
+    CorpusError as `load_corpus` does.
     """
     files = {split: _find_file(folder, split) for split in SPLITS}
     content = {split: _read_bytes(path) for split, path in files.items()}
@@ -263,14 +264,12 @@ def synthetic_corpus(
     lag: int = 4,
     seed: int = 0,
 ) -> Corpus:
-    """Return `tokens` training tokens and a tenth of that for validation and for test, from one seed.
+    """Return `tokens` training tokens of `vocabulary` words, a tenth of that for validation and test, from one seed.
 
     The first `lag` words of a split are fresh, which raises its entropy by a share of about lag/tokens.
     Raises ArgumentError for a repeat outside [0, 1) or sizes that leave an empty split.
     """
-    check_number("repeat", repeat, at_least=0.0)
-    if repeat >= 1:
-        raise ArgumentError(f"repeat must be in [0, 1), got {repeat!r}")
+    check_number("repeat", repeat, at_least=0.0, below=1)
     check_integer("lag", lag, at_least=1)
     check_integer("tokens", tokens, at_least=10 * (lag + 1))
     pi = zipf_probabilities(vocabulary)

@@ -52,10 +52,10 @@ def scale_start(model: LanguageModel, gain: float) -> None:
 def start_spectrum(model: LanguageModel, mean: float, deviation: float, seed: int) -> None:
     """Start W_QK of every layer as a symmetric matrix of this eigenvalue mean and standard deviation, d_model of them.
 
-    w_q and w_k are its balanced factors, so that w_qᵀ w_k has exactly that spectrum (to float32). deviation = 0 is
-    mean · I, factored as √|mean| · I twice: a singular value decomposition of it would choose its basis by rounding,
-    and Adam learns differently in different bases. Raises ArgumentError for more than one head, whose W_QK has not
-    rank d_model.
+    w_q and w_k are its balanced factors, so that w_qᵀ w_k has exactly that spectrum (to float32). deviation = 0 is mean
+    · I, factored as √|mean| · I twice: a singular value decomposition of it would choose its basis by rounding, and
+    Adam learns differently in different bases. model: changed in place; seed: of the eigenvectors. Raises ArgumentError
+    for more than one head, whose W_QK has not rank d_model.
     """
     if model.config.heads != 1:
         raise ArgumentError("heads must be 1 with start_mean and start_deviation")

@@ -61,9 +61,9 @@ def cut(stream: Tensor, length: int, tokens: int | None = None) -> list[Block]:
 
 @torch.no_grad()
 def mean_loss(model: LanguageModel, blocks: list[Block], batch: int, precision: str = "float32") -> float:
-    """Return the mean cross-entropy over all targets of the blocks, nats per token.
+    """Return the mean cross-entropy over all targets of the blocks, nats per token, without dropout.
 
-    `batch` sequences go through the model at a time, without dropout.
+    batch: sequences that go through the model at a time. precision: of the products with the vocabulary.
     """
     total, table = 0.0, model.embedding.weight  # (words, d_model)
     with _without_dropout(model):
@@ -145,9 +145,7 @@ def _measure_head(trace: LayerTrace, head: QKWeights) -> Measured:
 
 
 def _predict(head: QKWeights, x: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Return the non-saturated share of each key of the last query, and the moments it takes.
-
-    The share is that of the Gaussian form at finite T.
+    """Return the open share of each key of the last query in the Gaussian form at finite T, and its moments.
 
     x: (sequences, T, d_model). The bias b of the queries adds x_iᵀ w_kᵀ b to the logit, a walk with the variance
     α ‖Σ^{1/2} w_kᵀ b‖², where the matrix term has αT ‖M‖_F²: it enters as ‖M‖_F² + ‖Σ^{1/2} w_kᵀ b‖²/T.

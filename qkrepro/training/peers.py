@@ -185,10 +185,7 @@ def decay_queries_and_keys(model: nn.Module, amount: float) -> None:
 
 
 def _head_parts(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return w_q, w_k (heads, d_head, d_model) and b_q, b_k (heads, d_head) of a layer, as views.
-
-    The latter are zeros without biases.
-    """
+    """Return views of a layer's w_q, w_k (heads, d_head, d_model), b_q, b_k (heads, d_head); zeros without biases."""
     module = attention_modules(model)[layer]
     w_q, w_k = (w.detach() for w in find_qk_parameters(module)[0].weights())
     heads = len(w_q)
@@ -202,10 +199,7 @@ def _head_parts(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _normaliser(module: Attention, *, scaled: bool) -> Any:
-    """Return a hook on a projection of ours that gives heads unit length.
-
-    Queries are multiplied by g √d_head, which the logits divide.
-    """
+    """Return a hook on a projection of ours that gives heads unit length, and queries (scaled) g √d_head of it."""
 
     def hook(_: nn.Module, args: object, output: Tensor) -> Tensor:
         heads = F.normalize(output.view(*output.shape[:-1], module.heads, -1), dim=-1)  # (batch, length, heads, d_head)

@@ -34,7 +34,11 @@ class Progress:
 def save_checkpoint(
     folder: Path, identity: str, progress: Progress, model: nn.Module, optimizer: Optimizer, device: str
 ) -> None:
-    """Replace the checkpoint in `folder`. Raises RunError when it cannot be written; the old one then stays."""
+    """Replace the checkpoint in `folder`. Raises RunError when it cannot be written; the old one then stays.
+
+    identity: of the run. progress, model, optimizer: what is kept, beside the random numbers of the processor and,
+    where it is "cuda", of the device.
+    """
     content = {
         "identity": identity,
         "progress": asdict(progress),
@@ -49,9 +53,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, identity: str, model: nn.Module, optimizer: Optimizer, device: str) -> Progress:
-    """Restore model, optimiser and random numbers; a run that has no checkpoint starts at update 0.
+    """Restore model, optimizer and random numbers in place; a run without a checkpoint starts at update 0.
 
-    Raises RunError for a file that is damaged or belongs to another run.
+    folder, identity: of the run. device: "cpu" or "cuda". Raises RunError for a damaged file or one of another run.
     """
     path = folder / CHECKPOINT
     if not path.exists():

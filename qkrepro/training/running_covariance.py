@@ -25,9 +25,7 @@ class IncrementCovariances:
 
     def __init__(self, model: nn.Module, decay: float = DECAY) -> None:
         """Watch the model from now on."""
-        check_number("decay", decay, at_least=0)
-        if decay >= 1:
-            raise ArgumentError(f"decay must be in [0, 1), got {decay!r}")
+        check_number("decay", decay, at_least=0, below=1)
         self.decay = decay
         self._values: dict[int, Tensor] = {}
         self.handles = watch_inputs(model, self._update)

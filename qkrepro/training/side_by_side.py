@@ -13,7 +13,7 @@ from qkrepro.theory.spectrum import qk_moments
 
 
 def matrices(runs: int, rows: int, columns: int, generator: Generator) -> nn.Parameter:
-    """Return a Gaussian matrix a run, with entries of variance 1/columns, float64, (runs, rows, columns)."""
+    """Draw a matrix per run with a generator, entries N(0, 1/columns), float64, (runs, rows, columns)."""
     return nn.Parameter(torch.randn(runs, rows, columns, generator=generator, dtype=torch.float64) / columns**0.5)
 
 
@@ -41,7 +41,7 @@ class Heads(nn.Module):
 
 
 def minimise(parameters: Iterable[Tensor], loss: Callable[[], Tensor], *, steps: int, rate: float) -> None:
-    """Take Adam's steps on a loss that is a sum over runs, so that no run's gradient touches another's weights."""
+    """Take `steps` of Adam at this rate on a loss that is a sum over runs, which share none of the parameters."""
     optimiser = torch.optim.Adam(parameters, lr=rate)
     for _ in range(steps):
         optimiser.zero_grad()

@@ -57,10 +57,12 @@ def run_sweep(
 ) -> SweepOutcome:
     """Run what is not recorded of a sweep file, one run per worker, and return the table of all its records.
 
-    scheduler: address of a Dask cluster, tcp://HOST:PORT; None starts one here with `workers` processes (default: the
-    processors over the threads of a run). A run whose worker dies continues on another from its checkpoint; a run that
-    another sweep is working on is waited for; a run that fails does not stop the others.
-    Raises RunError for a file that is no sweep, a scheduler that does not answer, or workers of several threads.
+    path: the sweep file. data: where WikiText-2 lies. runs: folder of the checkpoints. checkpoint_seconds: time between
+    checkpoints. log: takes one line per run. scheduler: address of a Dask cluster, tcp://HOST:PORT; None starts one
+    here with `workers` processes (default: the processors over the threads of a run). A run whose worker dies continues
+    on another from its checkpoint; a run that another sweep is working on is waited for; a run that fails does not stop
+    the others. Raises RunError for a file that is no sweep, a scheduler that does not answer, or workers of several
+    threads.
     """
     records = Path(path).resolve().with_suffix("")
     shared = Path(runs).resolve() / records.name
@@ -92,7 +94,8 @@ def run_recorded(
 ) -> Path:
     """Train, unless the record is there, and copy the record to `records`; return its folder there.
 
-    Raises as `train` does; Busy when another process is working on this run.
+    configuration, runs, data, checkpoint_seconds: of the run, as `train` takes them. Raises as `train` does; Busy when
+    another process is working on this run.
     """
     folder = train(configuration, runs, data=data, progress=False, checkpoint_seconds=checkpoint_seconds)
     target = records / folder.name

@@ -78,9 +78,7 @@ class RunTables:
         return table.assign(real=values.real, imag=values.imag)
 
     def profiles(self, by: Sequence[str] = ("seed", "kappa")) -> pd.DataFrame:
-        """Return one row per key of the last query.
-
-        Columns: run, those of `by`, update, epoch, layer, head, location in (0, 1], profiles.
+        """Return one row per key of the last query: run, `by`, update, epoch, layer, head, location (0, 1], profiles.
 
         nonsaturated, predicted: shares of sequences; gradient: A(1 − A); attention: A; means over sequences.
         """
@@ -90,10 +88,7 @@ class RunTables:
         return table.assign(location=(table["location"] + 1) / length)
 
     def _tidy(self, names: Mapping[str, str], by: Sequence[str], last: str) -> pd.DataFrame:
-        """Return the arrays (evaluations, layers, heads, n) with their four indices as columns.
-
-        names: array by column.
-        """
+        """Return arrays (evaluations, layers, heads, n) with their indices as columns; names: array by column."""
         columns = ["run", *by, "update", "epoch", "layer", "head", last, *names]
         tables = [pd.DataFrame(columns=columns)]
         epochs = self.curves.set_index(["run", "update"])["epoch"]
@@ -132,14 +127,6 @@ class SweepTables(RunTables):
         """The rows of `planned` that are not run, with the command that completes them."""
         rows = self.planned[self.planned["state"] == NOT_RUN].drop(columns="run")
         return rows.assign(command=self.command).reset_index(drop=True)
-
-
-def run_tables(folder: str | Path) -> RunTables:
-    """Return the tables of all finished records in and below `folder`; empty tables where there are none, or no folder.
-
-    Raises RunError for a damaged record.
-    """
-    return _tables(_records(folder))
 
 
 def sweep_tables(path: str | Path) -> SweepTables:
@@ -201,9 +188,7 @@ def frequency_perplexity(tables: RunTables) -> float:
 
 
 def vocabulary_name(tables: RunTables) -> str:
-    """Return what a caption says of the words of these runs.
-
-    "full vocabulary (33,278 words)" or "reduced vocabulary (…)".
+    """Return what a caption says of the words of these runs, such as "full vocabulary (33,278 words)".
 
     Of a sweep without a record: what its file asks for, "full vocabulary" without the number. "not run" for no runs.
     """
@@ -223,10 +208,7 @@ def _records(folder: str | Path) -> list[Path]:
 
 
 def _is_run_of(configuration: RunConfiguration, run: Mapping[str, Any]) -> bool:
-    """Return whether a record is of this configuration.
-
-    The corpus is compared by its name, so that it need not be here.
-    """
+    """Return whether a record is of this configuration, with a corpus of this name, which need not be here."""
     same: bool = settings(configuration) == run["configuration"]
     return same and str(run["corpus"]["name"]).startswith(Path(configuration.corpus).name)
 

@@ -44,11 +44,9 @@ def vocabulary_loss(
 def vocabulary_nll(
     hidden: Tensor, embedding: Tensor, targets: Tensor, *, precision: str = "float32", chunk: int | None = None
 ) -> Tensor:
-    """Return the summed negative log-likelihood in nats of all targets, without gradients.
+    """Return the summed negative log-likelihood of all targets, nats, without gradients, in the embedding's dtype.
 
-    It is a scalar of the embedding's dtype.
-
-    Arguments as for `vocabulary_loss`. exp(sum / tokens) is the perplexity.
+    hidden, embedding, targets, precision, chunk: as for `vocabulary_loss`. exp(sum / tokens) is the perplexity.
     """
     _check(hidden, embedding, targets, precision)
     flat, words = hidden.reshape(-1, hidden.shape[-1]).to(embedding.dtype), targets.reshape(-1)

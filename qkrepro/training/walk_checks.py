@@ -1,15 +1,9 @@
-"""Where the random walk breaks: the tokens of a model against a walk of the same increments, and what each predicts.
-
-Tokens x are (sequences, T, d), as the query and key projections of a head see them. A walk's increments are independent
-and have one covariance Σ, so the variance of its tokens grows with the location.
-Source: book, "Theory in trained models".
-
-The walk checks of a sweep's trained models as small tables, because records hold no weights: `qkrepro walk`.
+"""Walk checks of trained models as small tables, because records hold no weights: `qkrepro walk`.
 
 They lie in `walk/NAME` beside the sweep file. checks.csv: run, seed, kappa, moment ("start" or "best checkpoint"),
-quantity (one of CHECKS, or of LAWS for its total variation from the measured profile), tokens, walk (of drawn walks).
-profiles.csv: run, seed, kappa, law, location (middle of a bin), share; at the best checkpoint.
-Source: book, "Theory in trained models".
+quantity (a name of `theory.walk_statistics.walk_checks`, or one of LAWS for its total variation from the measured
+profile), tokens, walk (of drawn walks). profiles.csv: run, seed, kappa, law, location (middle of a bin), share; at the
+best checkpoint. Source: book, "Theory in trained models".
 """
 
 import tempfile
@@ -23,13 +17,18 @@ import safetensors.torch
 import torch
 from torch import Generator, Tensor
 
-from qkrepro.errors import RunError, ShapeError, check_integer
+from qkrepro.errors import RunError
 from qkrepro.files import write_atomically
 from qkrepro.models.transformer import LanguageModel, QKWeights
-from qkrepro.theory.attention import saturation
-from qkrepro.theory.rank import rank_residual
 from qkrepro.theory.statistics import bin_middles, total_variation
-from qkrepro.theory.tokens import increment_covariance, random_walk
+from qkrepro.theory.walk_statistics import (
+    increment_correlation,
+    normal_share,
+    open_share,
+    variance_growth,
+    walk_checks,
+    walk_like,
+)
 from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.corpus import load_corpus
 from qkrepro.training.initial_weights import build_model
@@ -41,10 +40,9 @@ from qkrepro.training.sweep import read_sweep
 
 MEASURED = "measured"
 LAWS = ("prediction", "drawn walk", "normal", "shuffled")
-CHECKS = ("neighbours", "growth", "halves", "path", "residual")
 SEQUENCES, DRAWS, BINS, SEED = 64, 256, 16, 0
 START, BEST_MOMENT = "start", "best checkpoint"
-FILES = ("checks", "profiles")
+COLUMNS = {"checks": ["moment", "quantity", "tokens", "walk"], "profiles": ["law", "location", "share"]}
 
 
 class Seen(NamedTuple):
@@ -79,112 +77,14 @@ def head_tokens(seen: Seen) -> Tensor:
     return seen.model.eval().trace(seen.tokens)[0].inputs.double()  # without dropout
 
 
-def walk_like(x: Tensor, generator: Generator, sequences: int | None = None) -> Tensor:
-    """Draw random walks of the length and the increments' covariance of x, as many as x or `sequences`.
-
-    They are (n, T, d).
-    """
-    number = len(x) if sequences is None else sequences
-    return random_walk(x.shape[1], x.shape[2], cov=increment_covariance(x.double()), batch=number, generator=generator)
-
-
-def increment_correlation(x: Tensor, lags: Sequence[int]) -> Tensor:
-    """Return the correlation E ε_tᵀε_{t+k} / tr Σ of the increments, about their mean, at each lag k: float64, (lags,).
-
-    0 at every lag for a walk; −½ at lag 1 and 0 beyond for independent tokens. Raises ArgumentError for a lag < 1.
-    """
-    steps = _increments(x)
-    steps = steps - steps.mean((0, 1))  # (sequences, T − 1, d)
-    for lag in lags:
-        check_integer("lags", lag, at_least=1)
-    products = [(steps[:, lag:] * steps[:, :-lag]).sum(-1).mean() for lag in lags]
-    return torch.stack(products) / steps.square().sum(-1).mean()
-
-
-def variance_growth(x: Tensor) -> Tensor:
-    """Return the variance of the token at each location, about the mean token of that location, over tr Σ.
-
-    It is float64, (T,).
-
-    t for a walk; ½ everywhere for independent tokens. Raises ShapeError for fewer than two sequences.
-    """
-    if len(x) < 2:
-        raise ShapeError(f"tokens must have shape (sequences, T, d), sequences >= 2, got {tuple(x.shape)}")
-    return x.double().var(0).sum(-1) / increment_covariance(x.double()).trace()
-
-
-def covariance_change(x: Tensor) -> float:
-    """Return ‖Σ₁ − Σ₂‖_F / ‖Σ‖_F for the increments of the first and the second half of the sequences.
-
-    It is 0 for a long walk.
-    """
-    x, half = x.double(), x.shape[1] // 2
-    first, second = increment_covariance(x[:, : half + 1]), increment_covariance(x[:, half:])
-    return float((first - second).norm() / increment_covariance(x).norm())
-
-
-def path_share(x: Tensor) -> float:
-    """Return the share of tr Σ that the mean path E x_t brings, the same in all sequences; 0 for a walk.
-
-    The estimate is unbiased: it may be below 0.
-
-    What is left comes from what differs between sequences. Raises ShapeError for fewer than two sequences.
-    """
-    steps = _increments(x) - _increments(x).mean((0, 1))  # (sequences, T − 1, d)
-    if len(x) < 2:
-        raise ShapeError(f"tokens must have shape (sequences, T, d), sequences >= 2, got {tuple(x.shape)}")
-    noise = steps.var(0).sum(-1) / len(x)  # (T − 1,), variance of the mean step
-    return float((steps.mean(0).square().sum(-1) - noise).mean() / steps.square().sum(-1).mean())
-
-
-def walk_checks(x: Tensor) -> dict[str, float]:
-    """Return five numbers that tell a walk, here with its values, from independent tokens.
-
-    neighbours: `increment_correlation` at lag 1 (0; independent −½). growth: `variance_growth` of the last token over T
-    (1; independent 1/2T). halves: `covariance_change` (near 0 for both). path: `path_share` (0 for both; not so where
-    positions are added). residual: mean relative distance of the sequences to equal tokens (√((T − 1)/3T); independent
-    nearly 1).
-    """
-    return {
-        "neighbours": float(increment_correlation(x, [1])[0]),
-        "growth": float(variance_growth(x)[-1]) / x.shape[1],
-        "halves": covariance_change(x),
-        "path": path_share(x),
-        "residual": float(rank_residual(x).mean()),
-    }
-
-
 @torch.no_grad()
 def last_query_logits(head: QKWeights, x: Tensor) -> Tensor:
-    """Return the logits of the last query over all keys, divided by √d_head, biases included.
-
-    They are float64, (sequences, T).
-    """
+    """Return the logits of the last query over all keys, over √d_head, with biases; float64, (sequences, T)."""
     w_q, w_k, b_q, b_k = (part.double() for part in (head.w_q, head.w_k, head.b_q, head.b_k))
     query = x[:, -1].double() @ w_q.T + b_q  # (sequences, d_head)
     keys = x.double() @ w_k.T + b_k  # (sequences, T, d_head)
     logits: Tensor = torch.einsum("sh,sth->st", query, keys) / len(w_q) ** 0.5
     return logits
-
-
-def open_share(logits: Tensor) -> Tensor:
-    """Return the share of sequences in which the linearised softmax does not clip the key.
-
-    logits: (sequences, T). Returns (T,).
-    """
-    return (saturation(logits) == 0).double().mean(0)
-
-
-def normal_share(logits: Tensor) -> Tensor:
-    """Return the same share if each key's centred logit were normal with the mean and variance it has.
-
-    It is float64, (T,).
-    """
-    centred = logits.double() - logits.double().mean(-1, keepdim=True)  # (sequences, T)
-    mean, deviation = centred.mean(0), centred.std(0)
-    upper, lower = (logits.shape[-1] - 1 - mean) / deviation, (-1 - mean) / deviation
-    share: Tensor = torch.special.ndtr(upper) - torch.special.ndtr(lower)
-    return share
 
 
 def profile_laws(seen: Seen, generator: Generator, draws: int) -> pd.DataFrame:
@@ -210,18 +110,9 @@ def profile_laws(seen: Seen, generator: Generator, draws: int) -> pd.DataFrame:
 
 
 def law_distances(laws: pd.DataFrame) -> dict[str, float]:
-    """Return the total variation between the measured profile and each of LAWS, by law.
-
-    laws: as `profile_laws` gives them.
-    """
+    """Return the total variation between the measured profile and each of LAWS; laws: as `profile_laws` gives them."""
     shares = {law: part["share"].to_numpy() for law, part in laws.groupby("law", sort=False)}
     return {law: total_variation(shares[law], shares[MEASURED]) for law in LAWS}
-
-
-def _increments(x: Tensor) -> Tensor:
-    if x.ndim != 3 or x.shape[1] < 3:
-        raise ShapeError(f"tokens must have shape (sequences, T, d), T >= 3, got {tuple(x.shape)}")
-    return x.double().diff(dim=1)
 
 
 class WalkTables(NamedTuple):
@@ -238,12 +129,11 @@ def model_walk_tables(
     *,
     sequences: int = SEQUENCES,
     draws: int = DRAWS,
-    bins: int = BINS,
 ) -> WalkTables:
     """Return the walk checks of one run's model at update 0 and at its best checkpoint, and the profiles of the latter.
 
-    folder: where the run was trained. sequences: validation sequences that are looked at. draws: walks. Random numbers
-    come from one fixed seed. Raises as `walk_checks.seen_model` does.
+    folder: where the run of this configuration was trained, on text in `data`. sequences: validation sequences that are
+    looked at. draws: walks. Random numbers come from one fixed seed. Raises as `seen_model` does.
     """
     looked = replace(configuration, measured_sequences=sequences)
     generator = torch.Generator().manual_seed(SEED)
@@ -254,10 +144,9 @@ def model_walk_tables(
         tokens, walk = walk_checks(x), walk_checks(walk_like(x, generator))
         rows += [{"moment": moment, "quantity": name, "tokens": tokens[name], "walk": walk[name]} for name in tokens]
         laws = profile_laws(seen, generator, draws)
-        rows += [
-            {"moment": moment, "quantity": law, "tokens": distance} for law, distance in law_distances(laws).items()
-        ]
-    binned = laws.assign(location=bin_middles(laws["location"], bins))
+        distances = law_distances(laws)
+        rows += [{"moment": moment, "quantity": law, "tokens": distance} for law, distance in distances.items()]
+    binned = laws.assign(location=bin_middles(laws["location"], BINS))
     profiles = binned.groupby(["law", "location"], sort=False)["share"].mean().reset_index()
     return WalkTables(pd.DataFrame(rows), profiles)
 
@@ -270,7 +159,8 @@ def write_walk_records(
 ) -> Path:
     """Write the tables of all runs of a sweep file that are trained in RUNS/NAME; returns their folder.
 
-    Files appear whole or not at all. Raises RunError when no run of the sweep is trained there, CorpusError for text.
+    data: where WikiText-2 lies. log: takes one line per run. Files appear whole or not at all. Raises RunError when no
+    run of the sweep is trained there, CorpusError for text.
     """
     path, tables_of_runs = Path(sweep), []
     torch.set_num_threads(1)  # the order of sums depends on it
@@ -278,14 +168,12 @@ def write_walk_records(
         corpus = load_corpus(configuration.corpus, data, configuration.vocabulary)
         folder = run_folder(configuration, corpus, Path(runs) / path.stem)
         if is_recorded(folder):
-            tables = model_walk_tables(configuration, folder, data)
-            named = {"run": folder.name.rsplit("-", 1)[-1], "seed": configuration.seed, "kappa": configuration.kappa}
-            tables_of_runs.append([pd.DataFrame([named] * len(table)).join(table) for table in tables])
+            tables_of_runs.append(_named(model_walk_tables(configuration, folder, data), configuration, folder))
             log(f"{folder.name} looked at")
     if not tables_of_runs:
         raise RunError(f"{Path(runs) / path.stem} holds no trained run of {path}; train them with qkrepro sweep")
     target = walk_folder(path)
-    for name, parts in zip(FILES, zip(*tables_of_runs, strict=True), strict=True):
+    for name, parts in zip(COLUMNS, zip(*tables_of_runs, strict=True), strict=True):
         text = pd.concat(parts).to_csv(index=False, lineterminator="\n", float_format="%.5g")
         write_atomically(target / f"{name}.csv", text.encode())
     return target
@@ -297,8 +185,8 @@ def walk_curves(
     """Return the increments and variance of one run's tokens at the start and trained, and of a walk like the latter.
 
     Returns tokens ("start", "trained", "walk"), curve ("correlation": `increment_correlation` at each lag, "variance":
-    `variance_growth` at each location), place (the lag, the number of the token), value. Arguments and errors as in
-    `model_walk_tables`.
+    `variance_growth` at each location), place (the lag, the number of the token), value. configuration, folder,
+    sequences and errors as in `model_walk_tables`.
     """
     looked = replace(configuration, measured_sequences=sequences)
     seen = {"start": seen_model(looked), "trained": seen_model(looked, folder)}
@@ -306,11 +194,11 @@ def walk_curves(
     tokens["walk"] = walk_like(tokens["trained"], torch.Generator().manual_seed(SEED))
     tables = []
     for name, x in tokens.items():
-        curves = {"correlation": increment_correlation(x, lags), "variance": variance_growth(x)}
-        places = {"correlation": list(lags), "variance": list(range(1, x.shape[1] + 1))}
+        places = range(1, x.shape[1] + 1)
+        curves = (("correlation", lags, increment_correlation(x, lags)), ("variance", places, variance_growth(x)))
         tables += [
-            pd.DataFrame({"tokens": name, "curve": curve, "place": places[curve], "value": values.tolist()})
-            for curve, values in curves.items()
+            pd.DataFrame({"tokens": name, "curve": curve, "place": list(place), "value": values.tolist()})
+            for curve, place, values in curves
         ]
     return pd.concat(tables, ignore_index=True)
 
@@ -320,18 +208,28 @@ def live_walks(
 ) -> tuple[WalkTables, pd.DataFrame]:
     """Train these now in a folder that is removed afterwards: their tables, and their curves with run, seed, kappa.
 
-    Raises as `qkrepro.training.loop.train` does.
+    configurations: of the runs. lags: of `walk_curves`. sequences, draws: of `model_walk_tables`. Raises as
+    `qkrepro.training.loop.train` does.
     """
     tables_of_runs = []
     with tempfile.TemporaryDirectory(prefix="qkrepro-") as scratch:
         for configuration in configurations:
             folder = train(configuration, scratch, progress=False)
-            named = {"run": folder.name.rsplit("-", 1)[-1], "seed": configuration.seed, "kappa": configuration.kappa}
             curves = walk_curves(configuration, folder, lags, sequences=sequences)
             tables = (*model_walk_tables(configuration, folder, sequences=sequences, draws=draws), curves)
-            tables_of_runs.append([pd.DataFrame([named] * len(table)).join(table) for table in tables])
+            tables_of_runs.append(_named(tables, configuration, folder))
     checks, profiles, curves = (pd.concat(parts, ignore_index=True) for parts in zip(*tables_of_runs, strict=True))
     return WalkTables(checks, profiles), curves
+
+
+def _named(tables: Iterable[pd.DataFrame], configuration: RunConfiguration, folder: Path) -> list[pd.DataFrame]:
+    """Return the tables of a run with the columns run, seed and kappa before their own."""
+    run: dict[str, Any] = {
+        "run": folder.name.rsplit("-", 1)[-1],
+        "seed": configuration.seed,
+        "kappa": configuration.kappa,
+    }
+    return [table.assign(**run)[[*run, *table]] for table in tables]
 
 
 def walk_folder(sweep: str | Path) -> Path:
@@ -341,9 +239,8 @@ def walk_folder(sweep: str | Path) -> Path:
 
 def read_walk_records(sweep: str | Path) -> WalkTables:
     """Return the tables of a sweep file; empty ones when they were not written. Raises RunError for a damaged file."""
-    columns = (["moment", "quantity", "tokens", "walk"], ["law", "location", "share"])
     tables = []
-    for name, own in zip(FILES, columns, strict=True):
+    for name, own in COLUMNS.items():
         path, expected = walk_folder(sweep) / f"{name}.csv", ["run", "seed", "kappa", *own]
         try:
             table = pd.read_csv(path, dtype={"run": str}) if path.is_file() else pd.DataFrame(columns=expected)

@@ -25,7 +25,8 @@ from qkrepro.errors import ArgumentError
 from qkrepro.models.chance import localization_of, null_draws, null_localization, percentile, z_score
 from qkrepro.models.checkpoint import qk_heads
 from qkrepro.models.head_products import head_products, random_products
-from qkrepro.models.spectrum_report import COLUMNS, qk_table
+from qkrepro.models.spectrum_columns import COLUMNS
+from qkrepro.models.spectrum_report import qk_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -120,7 +121,7 @@ BAD: dict[str, list[str]] = {
     ],
     "draws must be an integer >= 2, got 1": ["MODEL", "--draws", "1"],
     "text is '/no/such/text'; it cannot be read": ["MODEL", "--text", "/no/such/text"],
-    "header claims": ["DAMAGED"],
+    "no whole safetensors file": ["DAMAGED"],
 }
 
 

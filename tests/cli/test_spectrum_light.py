@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import make, save
 
-from qkrepro.models.spectrum_report import columns_as_text, qk_table
+from qkrepro.models.spectrum_columns import columns_as_text
+from qkrepro.models.spectrum_report import qk_table
 from qkrepro.models.weight_files import open_checkpoint
 from qkrepro.theory.spectrum import qk_moments
 
@@ -59,7 +60,7 @@ def test_layers_read_in_threads_give_the_same_bytes(model: Path, tmp_path: Path)
 def test_bfloat16_becomes_float32_exactly(tmp_path: Path, shape: tuple[int, ...]) -> None:
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     save_file({"x": tensor}, tmp_path / "model.safetensors")
-    array = open_checkpoint(tmp_path).array("x")
+    array = open_checkpoint(tmp_path).tensors["x"].read()
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, tensor.float().numpy())
 

@@ -17,7 +17,7 @@ from qkrepro.errors import ArgumentError, CheckpointError
 from qkrepro.models.checkpoint import open_towers, qk_heads, qk_weights
 from qkrepro.models.spectrum_report import qk_table
 from qkrepro.models.transformer import LanguageModel, ModelConfig
-from qkrepro.models.weight_files import Checkpoint
+from qkrepro.models.weight_files import Checkpoint, open_checkpoint
 from qkrepro.theory.spectrum import qk_eigenvalues, qk_moments
 
 
@@ -70,8 +70,16 @@ def test_only_query_and_key_tensors_and_small_vectors_are_read_and_only_when_ask
     bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    original = Checkpoint.array
-    monkeypatch.setattr(Checkpoint, "array", lambda self, name: read.append(name) or original(self, name))
+
+    def watched(path: Path) -> Checkpoint:
+        opened = open_checkpoint(path)
+        tensors = {
+            name: replace(tensor, read=lambda name=name, tensor=tensor: read.append(name) or tensor.read())
+            for name, tensor in opened.tensors.items()
+        }
+        return replace(opened, tensors=tensors)
+
+    monkeypatch.setattr("qkrepro.models.checkpoint.open_checkpoint", watched)
     heads = qk_weights(bert)
     next(heads)
     assert read

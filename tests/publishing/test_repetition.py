@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from checkout_copy import Copy
 
-from qkrepro.publishing.execution import COLUMNS, KEPT, output_digests, repetition_page
 from qkrepro.publishing.notebooks import read_notebook, write_notebook
+from qkrepro.publishing.repetition import COLUMNS, KEPT, output_digests, repetition_page
 
 NAME = "softmax_linearisation"
 
@@ -21,7 +21,7 @@ def _digests(copy: Copy) -> list[str]:
 def _keep(copy: Copy, again: list[str]) -> None:
     pairs = zip(_digests(copy), again, strict=True)
     row = [NAME, *(digest for pair in pairs for digest in pair), "here"]
-    pd.DataFrame([row], columns=[*COLUMNS, "where"]).to_csv(copy.root / KEPT, index=False)
+    pd.DataFrame([row], columns=COLUMNS).to_csv(copy.root / KEPT, index=False)
 
 
 def _row(copy: Copy) -> list[str]:

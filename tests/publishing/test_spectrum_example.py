@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from qkrepro.models.minilm import minilm_folder
-from qkrepro.models.spectrum_report import SHOWN, qk_table
+from qkrepro.models.spectrum_columns import SHOWN
+from qkrepro.models.spectrum_report import qk_table
 from qkrepro.publishing.spectrum_example import spectrum_page, summary, write_spectrum_example
 
 

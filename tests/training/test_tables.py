@@ -17,9 +17,9 @@ from qkrepro.training.corpus import zipf_probabilities
 from qkrepro.training.loop import train
 from qkrepro.training.records import copy_record, find_records, read_arrays
 from qkrepro.training.tables import (
+    SweepTables,
     live_runs,
     perplexity_floor,
-    run_tables,
     sweep_overview,
     sweep_tables,
     vocabulary_name,
@@ -48,16 +48,20 @@ def write_sweep(folder: Path, records: Path, **lists) -> Path:
     return folder / "some.yaml"
 
 
-def test_records_give_one_row_a_run_and_one_row_an_evaluation(records):
-    tables = run_tables(records)
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory, records) -> SweepTables:
+    return sweep_tables(write_sweep(tmp_path_factory.mktemp("sweep"), records, seed=[0, 1]))
+
+
+def test_records_give_one_row_a_run_and_one_row_an_evaluation(tables):
     assert sorted(tables.summary["seed"]) == [0, 1]
     assert tables.curves.groupby("run")["update"].apply(list).tolist() == [[0, 10, 20]] * 2
     best = tables.summary.set_index("run")["best_update"]
     assert set(best) <= set(tables.curves["update"])
 
 
-def test_eigenvalues_are_those_of_the_file_in_tidy_form(records):
-    table, folder = run_tables(records).eigenvalues(), find_records(records)[0]
+def test_eigenvalues_are_those_of_the_file_in_tidy_form(tables, records):
+    table, folder = tables.eigenvalues(), find_records(records)[0]
     stored = read_arrays(folder)["eigenvalues"]  # (evaluations, 1 layer, 2 heads, 8)
     run = table["run"].unique()[0]
     chosen = table[(table["run"] == run) & (table["head"] == 1) & (table["update"] == table["update"].max())]
@@ -65,15 +69,14 @@ def test_eigenvalues_are_those_of_the_file_in_tidy_form(records):
     assert len(table) == 2 * stored.size
 
 
-def test_eigenvalues_sum_to_the_trace_of_the_curve(records):
-    tables = run_tables(records)
+def test_eigenvalues_sum_to_the_trace_of_the_curve(tables):
     sums = tables.eigenvalues().groupby(["run", "update", "head"])["real"].sum().unstack()
     traces = tables.curves.set_index(["run", "update"])[["trace_0_0", "trace_0_1"]]
     np.testing.assert_allclose(sums.loc[traces.index].to_numpy(), traces.to_numpy(), rtol=1e-6, atol=1e-6)
 
 
-def test_attention_profile_is_a_distribution_over_locations_up_to_one(records):
-    profiles = run_tables(records).profiles(by=["seed"])
+def test_attention_profile_is_a_distribution_over_locations_up_to_one(tables):
+    profiles = tables.profiles(by=["seed"])
     assert profiles.groupby(["run", "update", "layer", "head"])["attention"].sum().to_numpy() == pytest.approx(1, 1e-5)
     assert (profiles["location"].min(), profiles["location"].max()) == (1 / 32, 1)
     assert set(profiles["seed"]) == {0, 1}
@@ -113,7 +116,7 @@ def test_a_sweep_without_a_record_has_empty_tables_that_can_be_grouped(tmp_path)
 def test_a_reduced_vocabulary_is_named_with_its_words_before_anything_is_run(tmp_path):
     (tmp_path / "none.yaml").write_text("fixed: {vocabulary: 8192}\nlists: {seed: [0, 1]}")
     assert vocabulary_name(sweep_tables(tmp_path / "none.yaml")) == "reduced vocabulary (8,192 words)"
-    assert vocabulary_name(run_tables(tmp_path / "nowhere")) == "not run"
+    assert vocabulary_name(live_runs([])) == "not run"
 
 
 def test_overview_counts_runs_and_names_the_command_only_where_something_is_missing(tmp_path, records):
