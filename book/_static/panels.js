@@ -3,7 +3,7 @@
 // picture as it is.
 document.addEventListener("DOMContentLoaded", () => {
   const narrow = window.matchMedia("(max-width: 576px)");
-  const largest = 0.75; // pixels of the page for one of the picture, so that a narrow panel does not become huge
+  const largest = 0.66; // pixels of the page for one of the picture, so that a narrow panel does not become huge
   const percent = (share) => `${100 * share}%`;
 
   const part = (source, [width, height], [left, top, right, bottom], whole) => {
