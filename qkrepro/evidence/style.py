@@ -65,7 +65,7 @@ QUANTITIES = {
     "frobenius": r"$\Vert W\Vert_F\,/\,\lambda$",
     "spectral_norm": r"$\Vert W\Vert_2\,/\,\lambda$",
     "trace": r"$\mathrm{tr}\,W\,/\,\lambda$",
-    "relative_variance": r"$\sigma^2/\mu^2$ of $d_{head}$ eigenvalues",
+    "relative_variance": r"$\sigma^2/\mu^2$",
     "index": "localization index",
     "level": "propagation level",
     "centre": "localization centre",
@@ -130,7 +130,7 @@ def plot_correlations(table: pd.DataFrame, ax: Axes, target: str = "entropy") ->
     error = np.stack([middle - table["low"].to_numpy(), table["high"].to_numpy() - middle])
     ax.errorbar(middle, place, xerr=error, fmt="o", capsize=3)
     ax.axvline(0, color=INK, linewidth=1)
-    ax.set(xlim=(-1, 1), xlabel=f"rank correlation with {target}, over heads")
+    ax.set(xlim=(-1, 1), xlabel=f"rank correlation with {target}")
     ax.set_yticks(place, [QUANTITIES[name] for name in table["quantity"]])
     ax.grid(axis="y", visible=False)
 
