@@ -5,19 +5,18 @@ Source: book, "How large must the mean be?" (ours; the simplex after arXiv 2510.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
 from qkrepro.evidence.rounding import fixed
-from qkrepro.evidence.style import INK, PALETTE, WIDTH, label_lines
+from qkrepro.evidence.style import INK, PALETTE, WIDTH, label_lines, name_colours
 from qkrepro.evidence.verdicts import HALF, above
 from qkrepro.theory.critical_mean import critical_mean
 from qkrepro.theory.depth_limit import depth_limit, smallest_mean, walk_cosines
@@ -188,7 +187,7 @@ def plot_curves(predicted: pd.DataFrame, measured: pd.DataFrame, *, length: int)
         axis.set(xlabel="scaled mean ξ/λ", xscale="log", ylim=(0, 1.08), xlim=(0.55, None))
         axis.set_xticks([1, 10, 100], ["1", "10", "100"])
     names = {f"{depth} layer{'s' if depth > 1 else ''}": colour for depth, _, colour in shown}
-    _name_colours(axes[0], names | {"entropy": INK}, (0.62, 0.82))
+    name_colours(axes[0], names | {"entropy": INK}, (0.62, 0.82))
     axes[0].set_ylabel("share kept (1 = all)")
     return figure
 
@@ -214,7 +213,7 @@ def plot_entropy(spread: pd.DataFrame, dispersion: pd.DataFrame) -> Figure:
     axes[1].set(title="Above log T dispersion\nraises the entropy", xlabel="dispersion √(dσ²)/λ", ylim=(0, 1.02))
     axes[1].set_ylabel("entropy (of uniform)")
     label_lines(axes[0])
-    _name_colours(axes[1], named, (0.5, 0.95))
+    name_colours(axes[1], named, (0.5, 0.95))
     return figure
 
 
@@ -239,15 +238,8 @@ def plot_simplex(equal: pd.DataFrame, right: pd.DataFrame) -> Figure:
         names[1][f"{layers} layer{'s' if layers > 1 else ''}"] = colour
     axes[1].set(title="Right angles: depth moves it", xlabel="mean ξ/λ (of log T)")
     for axis, named in zip(axes, names, strict=True):
-        _name_colours(axis, named, (0.04, 0.6))
+        name_colours(axis, named, (0.04, 0.6))
     return figure
-
-
-def _name_colours(axis: Axes, colours: Mapping[str, Any], place: tuple[float, float]) -> None:
-    """Write what colours mean, a line a name in its colour; place: of the first one, as shares of the axes."""
-    for number, (name, colour) in enumerate(colours.items()):
-        height = place[1] - 0.08 * number
-        axis.text(place[0], height, name, color=colour, fontsize="small", va="top", transform=axis.transAxes)
 
 
 def _shades(count: int) -> list[tuple[float, ...]]:

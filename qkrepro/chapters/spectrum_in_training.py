@@ -4,7 +4,6 @@ Source: book, "The eigenspectrum in training".
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +22,7 @@ from qkrepro.evidence.outcomes import (
 )
 from qkrepro.evidence.paired_runs import FEWEST_SEEDS, with_arms
 from qkrepro.evidence.run_figures import by_kappa, kappa_colour, kappa_label, plot_runs
-from qkrepro.evidence.style import INK, WIDTH
+from qkrepro.evidence.style import INK, WIDTH, name_colours
 from qkrepro.training.tables import RunTables
 
 READS = (
@@ -94,11 +93,10 @@ def plot_ranked(ranked: pd.DataFrame, axis: Axes) -> None:
 
     ranked: run, kappa, rank, size; runs of one head.
     """
-    for number, (kappa, lines) in enumerate(by_kappa(ranked)):
+    for kappa, lines in by_kappa(ranked):
         for _, line in lines.groupby("run"):
             axis.plot(line["rank"], line["size"], color=kappa_colour(kappa), linewidth=1.2, alpha=0.8)
-        where: dict[str, Any] = {"transform": axis.transAxes, "fontsize": "small", "color": kappa_colour(kappa)}
-        axis.text(0.05, 0.4 - 0.08 * number, kappa_label(kappa), **where)
+    name_colours(axis, {kappa_label(kappa): kappa_colour(kappa) for kappa, _ in by_kappa(ranked)}, (0.05, 0.45))
     axis.set(yscale="log", xlabel="rank of the eigenvalue", ylabel="|λ|")
 
 
