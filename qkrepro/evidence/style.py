@@ -123,6 +123,16 @@ def label_lines(axis: Axes, *, gap: float = 0.08, offset: float = 4) -> None:
         )
 
 
+def name_colours(axis: Axes, colours: Mapping[str, Any], place: tuple[float, float], *, gap: float = 0.08) -> None:
+    """Write what colours mean, a line a name in its colour, instead of a legend.
+
+    colours: name to colour. place: of the first name's upper left corner, as shares of the axes. gap: down to the next.
+    """
+    for number, (name, colour) in enumerate(colours.items()):
+        where: dict[str, Any] = {"va": "top", "fontsize": "small", "transform": axis.transAxes}
+        axis.text(place[0], place[1] - gap * number, name, color=colour, **where)
+
+
 def plot_correlations(table: pd.DataFrame, ax: Axes, target: str = "entropy") -> None:
     """Draw rank correlations with their intervals, one line per quantity; table: quantity, correlation, low, high."""
     place = np.arange(len(table))[::-1]
