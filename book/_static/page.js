@@ -1,5 +1,5 @@
-// Small services of every page: wide tables and formulas scroll by keyboard, a link to a folded place unfolds it, and on a
-// phone a tap enlarges a figure.
+// Small services of every page: wide tables and formulas scroll by keyboard, and a link to a folded place
+// unfolds it.
 document.addEventListener("DOMContentLoaded", () => {
   const wide = "article table, article div.math";
   const mark = (part) => {
@@ -21,7 +21,4 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   if (location.hash) unfold();
   window.addEventListener("hashchange", unfold);
-
-  document.querySelectorAll("article figure img").forEach((image) =>
-    image.addEventListener("click", () => image.closest("a") || image.closest("figure").classList.toggle("enlarged")));
 });

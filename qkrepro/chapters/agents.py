@@ -5,7 +5,7 @@ features than matter. Source: book, "Agents"; the question is that of arXiv 2007
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import gymnasium
@@ -13,15 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 from gymnasium.spaces import Box
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy.linalg import solve_discrete_are
 from torch import Generator, Tensor, nn
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
-from qkrepro.evidence.style import draw_intervals
 from qkrepro.evidence.verdicts import above, settings_verdict
-from qkrepro.theory.statistics import intervals, t_interval
+from qkrepro.theory.statistics import t_interval
 from qkrepro.training.side_by_side import Heads, matrices, minimise
 
 READS: tuple[str, ...] = ()
@@ -36,6 +34,7 @@ GAIN = 0.02  # score from which a policy counts as the better one: 2% of what th
 TIME_STEP, EFFORT = 0.2, 0.1  # seconds; cost of speed and force beside that of the distance
 Observation = NDArray[np.float64]
 Task = tuple[int, int | None]
+Info = dict[str, Any]
 
 
 class Reach(gymnasium.Env[Observation, Observation]):
@@ -50,17 +49,14 @@ class Reach(gymnasium.Env[Observation, Observation]):
         self.observation_space = Box(-np.inf, np.inf, (RELEVANT + irrelevant,), np.float64)
         self.action_space = Box(-1.0, 1.0, (1,), np.float64)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
         """Draw position, goal and irrelevant features from the normal law."""
         super().reset(seed=seed, options=options)
         self.seen = self.np_random.standard_normal(RELEVANT + self.irrelevant)
-        self.seen[1] = 0.0
-        self.left = self.steps
+        self.seen[1], self.left = 0.0, self.steps
         return self.seen.copy(), {}
 
-    def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Observation) -> tuple[Observation, float, bool, bool, Info]:
         """Push for a moment; the reward is minus the cost, (x − g)² + 0.1 v² + 0.1 u²."""
         position, velocity, goal = self.seen[:RELEVANT]
         force = min(max(float(action[0]), -1.0), 1.0)
@@ -100,9 +96,8 @@ class Policy(nn.Module):
         runs, features, dim = names.shape
         self.names = names
         self.heads = Heads(runs, dim + 2, dim + 2, generator) if kind == ATTENTION else None
-        if self.heads is not None:  # from twice that on, some runs did not learn
-            for parameter in self.heads.parameters():
-                parameter.data *= 0.5
+        for parameter in self.heads.parameters() if self.heads else ():
+            parameter.data *= 0.5  # from twice that on, some runs did not learn
         self.by_name = kind != MLP
         self.w_in = matrices(runs, WIDTHS[kind], dim if self.by_name else features, generator)
         self.bias = nn.Parameter(torch.zeros(runs, 1, WIDTHS[kind], dtype=torch.float64))
@@ -122,11 +117,9 @@ class Policy(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the force, (runs, batch); observation: (runs, batch, features), the first of all features."""
-        present = observation.shape[-1]
-        if self.by_name:
-            hidden = (self.weights(observation) * observation) @ self.names[:, :present] @ self.w_in.mT
-        else:
-            hidden = observation @ self.w_in[..., :present].mT
+        names = self.names[:, : observation.shape[-1]]
+        inputs = (self.weights(observation) * observation) @ names if self.by_name else observation
+        hidden = inputs @ self.w_in[..., : inputs.shape[-1]].mT
         force: Tensor = (torch.tanh(hidden + self.bias) @ self.w_out.mT)[..., 0]
         return force
 
@@ -134,8 +127,9 @@ class Policy(nn.Module):
 def train(kind: str, task: Task, penalties: Tensor, *, features: int, batch: int, steps: int, rate: float) -> Policy:
     """Return policies that imitated the controller, one for each penalty on the squares of its weights, (runs,).
 
-    task: how many irrelevant features there are, and how many states, None for new ones at every step, all of unit
-    variance. features: how many there are names for. A run has equal names and states whatever the kind.
+    kind: attention, MLP or sum. task: how many irrelevant features there are, and how many states, None for new ones at
+    every step, all of unit variance. features: how many there are names for. batch: states a step and run. steps, rate:
+    of Adam. A run has equal names and states whatever the kind.
     """
     generator = torch.Generator().manual_seed(0)
     runs = len(penalties)
@@ -158,7 +152,10 @@ def train(kind: str, task: Task, penalties: Tensor, *, features: int, batch: int
 
 
 def episode_costs(act: Callable[[Tensor], Tensor], runs: int, irrelevant: int, episodes: int) -> Observation:
-    """Return the mean cost of a run's episodes, (runs,), under the forces `act`, of (runs, episodes, features)."""
+    """Return the mean cost of a run's episodes, (runs,), with this number of irrelevant features.
+
+    act: returns the forces, (runs, episodes), for observations (runs, episodes, features).
+    """
     worlds = [Reach(irrelevant) for _ in range(runs * episodes)]
     seen = np.stack([world.reset(seed=number % episodes)[0] for number, world in enumerate(worlds)])
     costs = np.zeros(len(worlds))
@@ -169,8 +166,7 @@ def episode_costs(act: Callable[[Tensor], Tensor], runs: int, irrelevant: int, e
         for number, world in enumerate(worlds):
             seen[number], reward, _, done, _ = world.step(forces[number])
             costs[number] -= reward
-    mean: Observation = costs.reshape(runs, episodes).mean(-1)
-    return mean
+    return np.asarray(costs.reshape(runs, episodes).mean(-1))
 
 
 def score_policies(
@@ -185,9 +181,10 @@ def score_policies(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every kind in every way, plain and penalised, and test it with several numbers of irrelevant features.
 
-    sizes: what else `train` takes. Returns the scores (policy, training, weights, run, tested_with, score, share),
-    where 0 is doing nothing, 1 the controller, and share what the relevant features have of the attention; and the
-    learnt spectra (training, weights and the columns of `Heads.spectrum`).
+    kinds: of policy. trainings: the task of each by name. tested_with: numbers of irrelevant features. runs, episodes:
+    how many. penalty: on the squares of weights. sizes: what else `train` takes. Returns the scores (policy, training,
+    weights, run, tested_with, score, share), where 0 is doing nothing, 1 the controller, and share what the relevant
+    features have of the attention; and the learnt spectra (training, weights and the columns of `Heads.spectrum`).
     """
     penalties = torch.tensor([0.0, penalty], dtype=torch.float64).repeat_interleave(runs)
     marks = {"weights": [PLAIN] * runs + [PENALISED] * runs, "run": [*range(runs)] * 2}
@@ -229,46 +226,25 @@ def _differences(scores: pd.DataFrame, other: str, gain: float) -> Verdict:
     return settings_verdict(cases)
 
 
-def plot_scores(scores: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """Draw the score over the number of irrelevant features, a panel for each training."""
-    summary = intervals(scores, ["training", "policy", "weights", "tested_with"], "score")
-    for ax, (training, panel) in zip(axes, summary.groupby("training", sort=False), strict=True):
-        for (policy, weights), line in panel.groupby(["policy", "weights"], sort=False):
-            colour = f"C{[ATTENTION, MLP, SUM].index(str(policy))}"
-            places = np.arange(len(line)) + 0.05 * [ATTENTION, MLP, SUM].index(str(policy))
-            look = {"label": f"{policy}, {weights}", "color": colour, "linestyle": "-" if weights == PLAIN else "--"}
-            draw_intervals(ax, places.tolist(), line, capsize=2, **look)
-        ax.set_xticks(range(len(line)), line["tested_with"])
-        ax.set(xlabel="irrelevant features", title=str(training), ylim=(-1.1, 1.1))
-    axes[0].set_ylabel("score, controller = 1")
-
-
 SETTING = "a control task with three relevant features"
 RULE = "With the most irrelevant features tested, in each training, with and without a penalty on weights, the score "
+against = partial(Claim, chapter="agents", tables=("scores",), figure="fig-agents", setting=SETTING)
 CLAIMS = (
-    Claim(
+    against(
         name="attention-bears-irrelevant-features",
-        chapter="agents",
         provenance="literature",
         statement="With many irrelevant features a policy that attends to features is better than an MLP of like size.",
         rule=f"{RULE}exceeds that of the MLP by more than 0.02 (paired 95% t interval over runs).",
         refuted_by="a difference below 0.02 in each training",
-        tables=("scores",),
         judge=attention_beats_mlp,
-        figure="fig-agents",
         threshold=Threshold("gain in score", GAIN, (0.0, 0.01, 0.02, 0.05, 0.1), attention_beats_mlp),
-        setting=SETTING,
     ),
-    Claim(
+    against(
         name="attention-does-more-than-names",
-        chapter="agents",
         provenance="ours",
         statement="It is attention that does so: the same policy without it, a sum over named features, is worse.",
         rule=f"{RULE}exceeds that of the sum by more than 0.02 (paired 95% t interval over runs).",
         refuted_by="a difference below 0.02 in each training",
-        tables=("scores",),
         judge=attention_beats_sum,
-        figure="fig-agents",
-        setting=SETTING,
     ),
 )

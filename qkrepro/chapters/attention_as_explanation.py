@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
+from sklearn import config_context
 from sklearn.feature_selection import mutual_info_classif
 from torch import Generator, Tensor, nn
 
@@ -20,7 +21,7 @@ from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.verdicts import above, settings_verdict
 from qkrepro.theory.attention import attention_entropy
 from qkrepro.theory.statistics import t_interval
-from qkrepro.training.side_by_side import Heads, matrices, minimise
+from qkrepro.training.side_by_side import Heads, matrices, minimise, through
 
 READS: tuple[str, ...] = ()
 SOURCE = "2211.07714"
@@ -38,7 +39,7 @@ class Votes(NamedTuple):
 
     queries: Tensor  # (runs, n, 1, d)
     names: Tensor  # (runs, n, T, d)
-    said: Tensor  # (runs, n, T), standard Gaussian
+    numbers: Tensor  # (runs, n, T), standard Gaussian
     answers: Tensor  # (runs, n), 0 or 1
 
 
@@ -60,13 +61,13 @@ def draw_votes(task: str, vectors: Tensor, length: int, count: int, noise: float
     names = vectors[run, paired if task == OWN else mixed]  # (runs, n, T, d)
     asked = (weights[:, None] * names).sum(-2, keepdim=True)
     queries = vectors[:, None, -1:].expand_as(asked) if task == OWN else asked
-    said = torch.randn(runs, count, length, generator=generator, dtype=torch.float64)
+    numbers = torch.randn(runs, count, length, generator=generator, dtype=torch.float64)
     error = noise * torch.randn(runs, count, generator=generator, dtype=torch.float64)
-    return Votes(queries, names, said, ((said @ weights + error) > 0).double())
+    return Votes(queries, names, numbers, ((numbers @ weights + error) > 0).double())
 
 
 class Voter(nn.Module):
-    """Attention by one of the scores, over values said · (b + uᵀname); values start equal, b = 1 and u = 0."""
+    """Attention by one of the scores, over values number · (b + uᵀname); values start equal, b = 1 and u = 0."""
 
     def __init__(self, score: str, runs: int, dim: int, generator: Generator) -> None:
         """Draw weights for all scores, so that those that they share begin equal."""
@@ -81,9 +82,9 @@ class Voter(nn.Module):
         if self.score == DOT:
             dots: Tensor = self.heads(queries, keys)[:, :, 0]
             return dots
-        hidden = torch.tanh(queries @ self.heads.w_q.mT[:, None] + keys @ self.heads.w_k.mT[:, None])
-        hidden = torch.tanh(hidden @ self.inner.mT[:, None]) if self.score == DEEP else hidden
-        return (hidden @ self.last.mT[:, None])[..., 0]
+        hidden = torch.tanh(through(queries, self.heads.w_q) + through(keys, self.heads.w_k))
+        hidden = torch.tanh(through(hidden, self.inner)) if self.score == DEEP else hidden
+        return through(hidden, self.last)[..., 0]
 
     def forward(self, votes: Votes, temperature: float, noise: Generator | None) -> tuple[Tensor, Tensor]:
         """Return attention, (runs, n, T), and the logit of answer 1, (runs, n); a generator draws Gumbel noise."""
@@ -91,16 +92,17 @@ class Voter(nn.Module):
         if noise is not None:
             logits = logits - torch.empty_like(logits).exponential_(generator=noise).log()
         attention = torch.softmax(logits / temperature, dim=-1)
-        value = votes.said * (self.base + (votes.names * self.value[:, None]).sum(-1))
+        value = votes.numbers * (self.base + (votes.names * self.value[:, None]).sum(-1))
         return attention, 4 * (attention * value).sum(-1)
 
 
-def token_information(said: Tensor, answers: Tensor) -> Tensor:
-    """Return the mutual information, in nats, of what each token says, (n, T), and answers, (n,): (T,).
+def token_information(numbers: Tensor, answers: Tensor) -> Tensor:
+    """Return the mutual information, in nats, of the number that each token says, (n, T), and answers, (n,): (T,).
 
     Estimated from nearest neighbours (Ross 2014), as scikit-learn does, and clipped at 0.
     """
-    return torch.from_numpy(mutual_info_classif(said.numpy(), answers.numpy(), random_state=0))
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        return torch.from_numpy(mutual_info_classif(numbers.numpy(), answers.numpy(), random_state=0))
 
 
 def train_voters(
@@ -113,56 +115,53 @@ def train_voters(
     over tokens, agreement: Spearman's correlation of attention and information, effective_number: N of W_QK).
     """
     sizes = {"dim": dim, "runs": runs, "batch": batch, "tested": tested, "steps": steps}
-    tokens, voters = [], []
-    for task, score, kind in product(TASKS, SCORES, WEIGHTS):
-        arm = {"task": task, "score": score, "weights": kind}
-        parts = _train_arm(task, score, length, None if kind == SOFTMAX else temperature, rate=rate, **sizes)
-        tokens.append(parts[0].assign(**arm))
-        voters.append(parts[1].assign(**arm))
-    return pd.concat(tokens, ignore_index=True), pd.concat(voters, ignore_index=True)
+    parts = [_train_on(task, length, temperature, rate=rate, **sizes) for task in TASKS]
+    tokens, voters = (pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True))
+    return tokens, voters
 
 
-def _train_arm(
-    task: str,
-    score: str,
-    length: int,
-    cold: float | None,
-    *,
-    dim: int,
-    runs: int,
-    batch: int,
-    tested: int,
-    steps: int,
-    rate: float,
+def _train_on(
+    task: str, length: int, cold: float, *, dim: int, runs: int, batch: int, tested: int, steps: int, rate: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train one score on one task, return rows of tokens and of runs; cold: of the Gumbel noise, None without."""
+    """Train every score on one task, on votes that are drawn once for all; tables as `train_voters`."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(runs, 2 * length + 1, dim, generator=generator, dtype=torch.float64)
-    test = draw_votes(task, vectors, length, tested, 0.0, generator)
-    voter, temperature = Voter(score, runs, dim, generator), cold or 1.0
-    gumbel = torch.Generator().manual_seed(1) if cold else None
+    test, start = draw_votes(task, vectors, length, tested, 0.0, generator), generator.get_state()
+    arms = []
+    for score, kind in product(SCORES, WEIGHTS):
+        voter = Voter(score, runs, dim, generator.set_state(start))
+        noise = torch.Generator().manual_seed(1) if kind == GUMBEL else None
+        arms.append((voter, cold if noise else 1.0, noise, {"task": task, "score": score, "weights": kind}))
 
     def loss() -> Tensor:
         votes = draw_votes(task, vectors, length, batch, 0.5, generator)
-        guess = voter(votes, temperature, gumbel)[1]
-        return nn.functional.binary_cross_entropy_with_logits(guess, votes.answers) * runs
+        guesses = [voter(votes, temperature, noise)[1] for voter, temperature, noise, _ in arms]
+        judged = nn.functional.binary_cross_entropy_with_logits
+        return torch.stack([judged(guess, votes.answers) * runs for guess in guesses]).sum()
 
-    minimise(voter.parameters(), loss, steps=steps, rate=rate)
+    minimise([weight for voter, *_ in arms for weight in voter.parameters()], loss, steps=steps, rate=rate)
+    tables = [_measure(voter, temperature, test, arm) for voter, temperature, _, arm in arms]
+    tokens, voters = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
+    return tokens, voters
+
+
+def _measure(voter: Voter, temperature: float, test: Votes, arm: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of tokens and of runs of a trained voter on votes without noise, marked with its arm."""
     with torch.no_grad():
         attention, guess = voter(test, temperature, None)
     spread = voter.heads.spectrum()["effective_number"]
+    length = attention.shape[-1]
     tokens, voters = [], []
-    for run in range(runs):
-        mean, said = attention[run].mean(0), (guess[run] > 0).double()
-        shared = token_information(test.said[run], said)
+    for run, (mean, answers) in enumerate(zip(attention.mean(1), (guess > 0).double(), strict=True)):
+        shared = token_information(test.numbers[run], answers)
         columns = {"token": range(length), "attention": mean.tolist(), "information": shared.tolist()}
         tokens.append(pd.DataFrame({"run": run} | columns))
-        row = {"run": run, "accuracy": float((said == test.answers[run]).double().mean())}
+        row = {"run": run, "accuracy": float((answers == test.answers[run]).double().mean())}
         row["skew"] = math.log(length) - float(attention_entropy(attention[run]).mean())
         row["information"] = float(shared.sum())
         row["agreement"] = float(spearmanr(mean, shared).statistic)
         voters.append(row | {"effective_number": float(spread[run])})
-    return pd.concat(tokens, ignore_index=True), pd.DataFrame(voters)
+    return pd.concat(tokens, ignore_index=True).assign(**arm), pd.DataFrame(voters).assign(**arm)
 
 
 def others_beat_dot(table: pd.DataFrame, column: str, bar: float = 0.0) -> Verdict:

@@ -6,7 +6,9 @@ that of arXiv 2009.14658, the tasks are ours.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -44,12 +46,19 @@ class Task:
     noise: float = 0.3
 
 
-def draw_batch(
-    task: Task, embedding: Tensor, batch: int, generator: Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return queries (runs, batch, 1, d), keys (runs, batch, T, d), values (runs, batch, T) and answers (runs, batch).
+class Batch(NamedTuple):
+    """Sequences of equal length with a query each."""
 
-    embedding: (runs, symbols, d). The copies stand first; attention does not see places.
+    queries: Tensor  # (runs, batch, 1, d)
+    keys: Tensor  # (runs, batch, T, d)
+    values: Tensor  # (runs, batch, T, C), one-hot
+    answers: Tensor  # (runs, batch)
+
+
+def draw_batch(task: Task, embedding: Tensor, batch: int, generator: Generator) -> Batch:
+    """Return `batch` sequences a run; embedding: (runs, symbols, d).
+
+    The copies stand first; attention does not see places.
     """
     runs = len(embedding)
     order = torch.rand(runs, batch, task.symbols, generator=generator).argsort(-1)  # a permutation of the symbols
@@ -66,7 +75,7 @@ def draw_batch(
     answers = torch.randint(task.values, (runs, batch), generator=generator)
     true = torch.rand(runs, batch, task.copies, generator=generator) < task.truth
     values[..., : task.copies] = torch.where(true, answers[..., None], values[..., : task.copies])
-    return noisy(asked), noisy(names), values, answers
+    return Batch(noisy(asked), noisy(names), nn.functional.one_hot(values, task.values).to(embedding), answers)
 
 
 def attention_of(logits: Tensor, kind: str) -> Tensor:
@@ -87,46 +96,44 @@ def train_arms(
     decoded hard, and the spectra (task, trained and the columns of `Heads.spectrum`).
     """
     sizes = {"runs": runs, "batch": batch, "tested": tested, "steps": steps}
-    tables, spectra = [], []
-    for name, task in tasks.items():
-        for kind in kinds:
-            table, spectrum = _train_arm(task, kind, rate=rate, **sizes)
-            tables.append(table.assign(task=name, trained=kind))
-            spectra.append(spectrum.assign(task=name, trained=kind))
-    columns = ["task", "trained", "decoded", "run", "accuracy", "entropy"]
-    return pd.concat(tables, ignore_index=True)[columns], pd.concat(spectra, ignore_index=True)
+    parts = [_train_kinds(name, task, kinds, rate=rate, **sizes) for name, task in tasks.items()]
+    accuracies, spectra = (pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True))
+    return accuracies, spectra
 
 
-def _train_arm(
-    task: Task, kind: str, *, runs: int, batch: int, tested: int, steps: int, rate: float
+def _train_kinds(
+    name: str, task: Task, kinds: Sequence[str], *, runs: int, batch: int, tested: int, steps: int, rate: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return decoded, run, accuracy and entropy of one kind of attention on one task, and the learnt spectra."""
+    """Return accuracies and spectra of one task as `train_arms`; all kinds see the batches that are drawn once."""
     generator = torch.Generator().manual_seed(0)
     embedding = matrices(runs, task.symbols, task.dim, generator).detach() * task.dim**0.5
-    heads = Heads(runs, task.dim, task.dim, generator)
-    read = matrices(runs, task.values, task.values, generator)
+    start = Heads(runs, task.dim, task.dim, generator), matrices(runs, task.values, task.values, generator)
+    arms = {kind: deepcopy(start) for kind in kinds}
 
-    def guess(count: int, way: str) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values, answers = draw_batch(task, embedding, count, generator)
-        attention = attention_of(heads(queries, keys)[:, :, 0], way)  # (runs, batch, T)
-        held = nn.functional.one_hot(values, task.values).to(attention)
-        return attention, (attention[..., None, :] @ held)[..., 0, :] @ read.mT, answers
+    def guess(kind: str, way: str, drawn: Batch) -> tuple[Tensor, Tensor]:
+        heads, read = arms[kind]
+        attention = attention_of(heads(drawn.queries, drawn.keys)[:, :, 0], way)  # (runs, batch, T)
+        return attention, (attention[..., None, :] @ drawn.values)[..., 0, :] @ read.mT
 
     def loss() -> Tensor:
-        _, guesses, answers = guess(batch, kind)
-        return nn.functional.cross_entropy(guesses.flatten(0, 1), answers.flatten()) * runs
+        drawn = draw_batch(task, embedding, batch, generator)
+        guesses = [guess(kind, kind, drawn)[1].flatten(0, 1) for kind in arms]
+        losses = [nn.functional.cross_entropy(logits, drawn.answers.flatten()) * runs for logits in guesses]
+        return torch.stack(losses).sum()
 
-    minimise([*heads.parameters(), read], loss, steps=steps, rate=rate)
+    weights = [weight for heads, read in arms.values() for weight in (*heads.parameters(), read)]
+    minimise(weights, loss, steps=steps, rate=rate)
+    drawn = draw_batch(task, embedding, tested, generator.manual_seed(1))
     tables = []
-    for way in (SOFT, HARD) if kind == SOFT else (HARD,):
-        generator.manual_seed(1)
+    for trained, way in ((kind, way) for kind in arms for way in ((SOFT, HARD) if kind == SOFT else (HARD,))):
         with torch.no_grad():
-            attention, guesses, answers = guess(tested, way)
-        columns = {"accuracy": (guesses.argmax(-1) == answers).double().mean(-1)}
-        columns |= {"entropy": attention_entropy(attention).mean(-1)}
-        table = pd.DataFrame({"run": range(runs)} | {name: column.numpy() for name, column in columns.items()})
-        tables.append(table.assign(decoded=way.split(",")[0]))
-    return pd.concat(tables, ignore_index=True), heads.spectrum()
+            attention, logits = guess(trained, way, drawn)
+        measured = {"accuracy": (logits.argmax(-1) == drawn.answers).double().mean(-1)}
+        measured |= {"entropy": attention_entropy(attention).mean(-1)}
+        arm = {"task": name, "trained": trained, "decoded": way.split(",")[0], "run": range(runs)}
+        tables.append(pd.DataFrame(arm | measured))
+    spectra = [heads.spectrum().assign(task=name, trained=kind) for kind, (heads, _) in arms.items()]
+    return pd.concat(tables, ignore_index=True), pd.concat(spectra, ignore_index=True)
 
 
 def decoding_operations(lengths: Sequence[int], dim: int) -> pd.DataFrame:

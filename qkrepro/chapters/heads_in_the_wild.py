@@ -4,7 +4,7 @@ A concentrated head W = P (a projection of rank d_head, all its eigenvalues 1) b
 R(−Δ), e^{±iΔf_j}: tr W(Δ) = 2 Σ_j cos(Δ f_j). Source: the book, "Heads in the wild" (ours, derived).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -116,24 +116,24 @@ def plot_concentrations(heads: pd.DataFrame, drawn: pd.DataFrame, ax: Axes) -> N
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def rotary_frames(spectra: pd.DataFrame, traces: pd.DataFrame) -> list[Figure]:
-    """Return one figure a distance: the eigenvalues of both heads, and where the trace then is on its curve.
+def rotary_frames(spectra: pd.DataFrame, traces: pd.DataFrame) -> Iterator[Figure]:
+    """Yield one figure again and again: the eigenvalues of both heads, and where the trace of the next distance is.
 
     spectra, traces: as `rotary_spectra` and `rotary_trace` return them.
     """
     limit = 1.12 * float(spectra[["real", "imag"]].abs().max().max())
-    figures = []
-    for distance, group in spectra.groupby("distance"):
-        figure, (plane, curve) = plt.subplots(1, 2, figsize=(WIDTH, 2.9), width_ratios=(1, 1.4))
-        for kind, style in (("random", {"color": COLOURS["baseline"], "s": 8}), ("concentrated", {"s": 14})):
-            points = group[group["kind"] == kind]
-            plane.scatter(points["real"], points["imag"], linewidths=0, **style)
-        plane.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="Re λ", ylabel="Im λ")
-        plot_rotary_trace(traces, curve, legend=False)
-        curve.axvline(float(str(distance)), color=INK, linewidth=1)
+    figure, (plane, curve) = plt.subplots(1, 2, figsize=(WIDTH, 2.9), width_ratios=(1, 1.4))
+    looks: dict[str, dict[str, Any]] = {"random": {"color": COLOURS["baseline"], "s": 8}, "concentrated": {"s": 14}}
+    clouds = {kind: plane.scatter([], [], linewidths=0, **look) for kind, look in looks.items()}
+    plane.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="Re λ", ylabel="Im λ")
+    plot_rotary_trace(traces, curve, legend=False)
+    here = curve.axvline(0, color=INK, linewidth=1)
+    for distance, points in spectra.groupby("distance"):
+        for kind, values in points.groupby("kind"):
+            clouds[str(kind)].set_offsets(values[["real", "imag"]].to_numpy())
+        here.set_xdata([float(str(distance))] * 2)
         figure.suptitle(f"{distance:g} tokens between query and key", x=0.01, ha="left")
-        figures.append(figure)
-    return figures
+        yield figure
 
 
 def plot_rotary_trace(table: pd.DataFrame, ax: Axes, *, legend: bool = True) -> None:

@@ -1,144 +1,42 @@
-"""How large must the mean be? Predicted and measured windows of the scaled mean in which both collapses are held off.
+"""How large must the mean be? Predicted and measured windows of the scaled mean side by side, and what they decide.
 
-Predictions have no fitted number: the limit of many dimensions (`theory.depth_limit`), the random-energy law
-(`theory.random_energy`) and the simplex (`theory.critical_mean`). Measurements draw tokens and value matrices.
-W = (ξ/d) I unless a dispersion is named; attention is causal, LayerNorm follows every layer, no residual connection.
+The curves are in `theory.mean_window`, `theory.random_energy` and `theory.critical_mean`.
 Source: book, "How large must the mean be?" (ours; the simplex after arXiv 2510.05554).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Generator, Tensor
 
-from qkrepro.errors import ArgumentError, check_choice
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
 from qkrepro.evidence.rounding import fixed
-from qkrepro.evidence.style import INK, PALETTE, WIDTH, label_lines
+from qkrepro.evidence.style import INK, PALETTE, WIDTH, label_lines, name_colours
 from qkrepro.evidence.verdicts import HALF, above
-from qkrepro.theory.attention import attention_entropy, causal_mask, softmax_attention
-from qkrepro.theory.critical_mean import cosine_limit, critical_mean, simplex_layers
-from qkrepro.theory.depth import Spectrum, Stack, depth_experiment
-from qkrepro.theory.depth_limit import ar1_cosines, cosine_residual, depth_limit, smallest_mean, walk_cosines
-from qkrepro.theory.random_energy import concentrated_row, entropy_limit, mean_entropy
-from qkrepro.theory.rank import rank_residual
-from qkrepro.theory.spectrum import random_spectrum_matrix
+from qkrepro.theory.critical_mean import critical_mean
+from qkrepro.theory.depth_limit import depth_limit, smallest_mean, walk_cosines
+from qkrepro.theory.mean_window import (
+    LAWS,
+    SIMILARITY,
+    WINDOW,
+    input_cosines,
+    measured_curves,
+    predicted_curves,
+    similarity,
+)
+from qkrepro.theory.random_energy import entropy_limit
 from qkrepro.theory.statistics import t_interval
-from qkrepro.theory.tokens import draw_tokens
 
 CHAPTER = "how_large_a_mean"
-SIMILARITY = 0.3  # ϱ of the tokens at equal angles
-LAWS = ("independent", "equal angles", "random walk")
 COLOURS = dict(zip(LAWS, (PALETTE[0], PALETTE[4], PALETTE[2]), strict=True))
 AGREEMENT = 1.2  # factor up to which a predicted and a measured end of a window count as the same
 FACTORS = (1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)  # at which the page shows what the verdict would be
-WINDOW = ["tokens", "length", "layers"]
 KEPT = ("entropy_ratio", "residual_ratio")
-
-
-def input_cosines(law: str, length: int) -> Tensor:
-    """Return the cosines of a law of LAWS in many dimensions, float64 (T, T). Raises ArgumentError for another law."""
-    check_choice("law", law, LAWS)
-    if law == "random walk":
-        return walk_cosines(length)
-    independent = ar1_cosines(length, 0.0)
-    return independent if law == "independent" else independent * (1 - SIMILARITY) + SIMILARITY
-
-
-def normalised_tokens(law: str, length: int, dim: int, generator: Generator) -> Tensor:
-    """Draw one sequence of a law of LAWS, through LayerNorm; float64, (T, d). Raises ArgumentError for another law."""
-    check_choice("law", law, LAWS)
-    tokens = draw_tokens("random walk" if law == "random walk" else "independent", length, dim, generator=generator)
-    if law == "equal angles":
-        common = torch.randn(dim, generator=generator, dtype=torch.float64)
-        tokens = math.sqrt(1 - SIMILARITY) * tokens + math.sqrt(SIMILARITY) * common
-    return _layer_norm(tokens)
-
-
-def predicted_curves(
-    lengths: Sequence[int], means: Sequence[float], depths: Sequence[int], *, laws: Sequence[str] = LAWS
-) -> pd.DataFrame:
-    """Both ratios over the mean from the limit of many dimensions, one row a law, length, depth and mean.
-
-    Columns tokens, length, layers, mean_scaled, residual_ratio (after that many layers, to the input's own) and
-    entropy_ratio (the least of these layers, last half of the queries, to that of uniform attention).
-    """
-    rows = []
-    for law in laws:
-        for length in lengths:
-            start = input_cosines(law, length)
-            for mean in means:
-                limit = depth_limit(start, mean, max(depths))
-                kept = cosine_residual(limit.cosines) / cosine_residual(start)
-                entropy = _late_entropy(limit.attention, length)
-                rows += _curve_rows({"tokens": law, "length": length, "mean_scaled": mean}, depths, kept[1:], entropy)
-    return pd.DataFrame(rows)
-
-
-def measured_curves(
-    lengths: Sequence[int],
-    means: Sequence[float],
-    depths: Sequence[int],
-    *,
-    dim: int,
-    seeds: Iterable[int],
-    laws: Sequence[str] = LAWS,
-    dispersion: float = 0.0,
-) -> pd.DataFrame:
-    """`predicted_curves` measured: drawn tokens and value matrices of width d.
-
-    Parameters
-    ----------
-    lengths, means, depths
-        As for `predicted_curves`. Every mean sees the same tokens and value matrices of its seed.
-    dim, seeds
-        Width d of the stacks, and the seeds that they are drawn with.
-    laws
-        Which of LAWS.
-    dispersion
-        √(dσ²)/λ of a symmetric W with a drawn spectrum, anew in every layer; 0 for W = (ξ/d) I.
-
-    Returns
-    -------
-    DataFrame
-        The columns of `predicted_curves`, dim and seed.
-
-    """
-    scaled = torch.tensor(list(means), dtype=torch.float64)[:, None, None]  # (S, 1, 1)
-    rows = []
-    for seed in seeds:
-        for law in laws:
-            for length in lengths:
-                generator, spectra = Generator().manual_seed(seed), Generator().manual_seed(seed + 10**6)
-                tokens = normalised_tokens(law, length, dim, generator)  # (T, d)
-                x, before, kept, entropy = tokens.expand(len(means), -1, -1), rank_residual(tokens), [], []
-                for _ in range(max(depths)):
-                    logits = scaled * (x @ x.mT) / dim  # (S, T, T)
-                    if dispersion:
-                        unit = random_spectrum_matrix(dim, 0.0, 1.0, generator=spectra)  # (d, d), symmetric
-                        logits = logits + dispersion / math.sqrt(dim) * (x @ unit @ x.mT)
-                    attention = softmax_attention(logits, mask=causal_mask(length))  # (S, T, T)
-                    values = torch.randn(dim, dim, generator=generator, dtype=torch.float64) / math.sqrt(dim)
-                    x = _layer_norm(attention @ x @ values)  # (S, T, d)
-                    kept.append(rank_residual(x) / before)
-                    entropy.append(_late_entropy(attention, length))
-                for index, mean in enumerate(means):
-                    head = {"tokens": law, "length": length, "mean_scaled": mean, "dim": dim, "seed": seed}
-                    rows += _curve_rows(head, depths, torch.stack(kept)[:, index], torch.stack(entropy)[:, index])
-    return pd.DataFrame(rows)
-
-
-def similarity(law: str, length: int) -> float:
-    """Return ϱ, the mean cosine between two different tokens of a law; raises ArgumentError for another law."""
-    total = float(input_cosines(law, length).sum())
-    return (total - length) / (length * (length - 1))
 
 
 def size_table(
@@ -198,24 +96,6 @@ def _survivors(entropy: bool | None, differences: bool | None) -> str:
     )
 
 
-def window_ends(curves: pd.DataFrame) -> pd.DataFrame:
-    """Where the two ratios cross one half, by interpolation in the logarithm of the mean; one row a window.
-
-    curves: of `predicted_curves` or `measured_curves`. Columns tokens, length, layers (and seed), lower (the mean above
-    which at least half of the residual is left) and upper (below which at least half of the entropy is): 0 or infinity
-    when the end lies outside the means of the table.
-    """
-    keys = [*WINDOW, *(name for name in ("seed",) if name in curves)]
-    rows = []
-    for group, rows_of_window in curves.groupby(keys, sort=False):
-        ordered = rows_of_window.sort_values("mean_scaled")
-        means = ordered["mean_scaled"].to_numpy()
-        lower = _crossing(means, ordered["residual_ratio"].to_numpy(), rising=True)
-        upper = _crossing(means, ordered["entropy_ratio"].to_numpy(), rising=False)
-        rows.append({**dict(zip(keys, group, strict=True)), "lower": lower, "upper": upper})
-    return pd.DataFrame(rows)
-
-
 def compared_ends(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """Predicted and measured ends side by side, one row an end that both tables hold inside their means.
 
@@ -234,87 +114,6 @@ def compared_ends(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFra
                 head = {**dict(zip(WINDOW, keys, strict=True)), "end": end, "predicted": value}
                 rows.append({**head, **numbers, "seeds": len(drawn)})
     return pd.DataFrame(rows, columns=[*WINDOW, "end", "predicted", "measured", "low", "high", "seeds"])
-
-
-def entropy_over_spread(counts: Sequence[int], ratios: Sequence[float], *, draws: int, seed: int) -> pd.DataFrame:
-    """Entropy of rows of independent logits over log n: simulated, exact expectation and limit, one row a case.
-
-    Columns count, ratio (b, spread over √(2 log n)), simulated, standard_error, exact, limit.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for count in counts:
-        noise = torch.randn(draws, count, generator=generator, dtype=torch.float64)
-        for ratio in ratios:
-            spread = ratio * math.sqrt(2 * math.log(count))
-            sample = attention_entropy(softmax_attention(spread * noise)) / math.log(count)
-            rows.append(
-                {
-                    "count": count,
-                    "ratio": ratio,
-                    "simulated": float(sample.mean()),
-                    "standard_error": float(sample.std()) / math.sqrt(draws),
-                    "exact": mean_entropy(count, spread) / math.log(count),
-                    "limit": float(entropy_limit(ratio)),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def entropy_over_dispersion(
-    growths: Sequence[float], dispersions: Sequence[float], *, length: int, dim: int, seeds: Iterable[int]
-) -> pd.DataFrame:
-    """Entropy of independent tokens in one layer over the dispersion, at means of growth · log T; one row a draw.
-
-    Symmetric matrices of drawn spectra. Columns growth, mean_scaled, dispersion, seed, entropy_ratio (last half of the
-    queries, to uniform attention) and predicted (the exact expectation at the middle of that half).
-    """
-    growth_of = {growth * math.log(length): growth for growth in growths}
-    spectra = [Spectrum(mean, spread) for mean in growth_of for spread in dispersions]
-    stack = Stack(layers=1, length=length, dim=dim, tokens="independent")
-    table = depth_experiment(spectra, stack, seeds=seeds, measure_at=[1], measures=["residual"])
-    table = table.loc[table["layer"] == 1, ["mean_scaled", "dispersion", "seed", "entropy_ratio"]]
-    predicted = {
-        (spectrum.trace, spectrum.spread): float(
-            concentrated_row(round(0.75 * length), dim, torch.tensor([spectrum.trace]), spectrum.spread).entropy
-        )
-        / stack.entropy_scale
-        for spectrum in spectra
-    }
-    table["predicted"] = [predicted[key] for key in zip(table["mean_scaled"], table["dispersion"], strict=True)]
-    table.insert(0, "growth", table["mean_scaled"].map(growth_of))
-    return table.reset_index(drop=True)
-
-
-def simplex_curves(lengths: Sequence[int], growths: Sequence[float], *, similarity: float = SIMILARITY) -> pd.DataFrame:
-    """Cosine after one layer of full attention on tokens at equal angles, and its limit; one row a length and growth.
-
-    growths: ξ/λ over the critical mean log T/(1 − ϱ). Columns length (0 for the limit), growth, cosine.
-    """
-    rows = []
-    for growth in growths:
-        for length in lengths:
-            mean = growth * math.log(length) / (1 - similarity)
-            cosine = float(simplex_layers(length, similarity, mean, 1)[-1])
-            rows.append({"length": length, "growth": growth, "cosine": cosine})
-        limit = float(cosine_limit(growth / (1 - similarity), similarity))
-        rows.append({"length": 0, "growth": growth, "cosine": limit})
-    return pd.DataFrame(rows)
-
-
-def right_angle_curves(depths: Sequence[int], growths: Sequence[float], *, length: int) -> pd.DataFrame:
-    """Cosine of independent tokens after some layers of full attention; growths are ξ/λ over log T.
-
-    Columns layers, growth, cosine and threshold, 1 − 1/(2L); one row a depth and growth.
-    """
-    rows = []
-    for growth in growths:
-        cosines = simplex_layers(length, 0.0, growth * math.log(length), max(depths))
-        rows += [
-            {"layers": depth, "growth": growth, "cosine": float(cosines[depth]), "threshold": 1 - 1 / (2 * depth)}
-            for depth in depths
-        ]
-    return pd.DataFrame(rows)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -388,7 +187,7 @@ def plot_curves(predicted: pd.DataFrame, measured: pd.DataFrame, *, length: int)
         axis.set(xlabel="scaled mean ξ/λ", xscale="log", ylim=(0, 1.08), xlim=(0.55, None))
         axis.set_xticks([1, 10, 100], ["1", "10", "100"])
     names = {f"{depth} layer{'s' if depth > 1 else ''}": colour for depth, _, colour in shown}
-    _name_colours(axes[0], names | {"entropy": INK}, (0.62, 0.82))
+    name_colours(axes[0], names | {"entropy": INK}, (0.62, 0.82))
     axes[0].set_ylabel("share kept (1 = all)")
     return figure
 
@@ -414,7 +213,7 @@ def plot_entropy(spread: pd.DataFrame, dispersion: pd.DataFrame) -> Figure:
     axes[1].set(title="Above log T dispersion\nraises the entropy", xlabel="dispersion √(dσ²)/λ", ylim=(0, 1.02))
     axes[1].set_ylabel("entropy (of uniform)")
     label_lines(axes[0])
-    _name_colours(axes[1], named, (0.5, 0.95))
+    name_colours(axes[1], named, (0.5, 0.95))
     return figure
 
 
@@ -439,15 +238,8 @@ def plot_simplex(equal: pd.DataFrame, right: pd.DataFrame) -> Figure:
         names[1][f"{layers} layer{'s' if layers > 1 else ''}"] = colour
     axes[1].set(title="Right angles: depth moves it", xlabel="mean ξ/λ (of log T)")
     for axis, named in zip(axes, names, strict=True):
-        _name_colours(axis, named, (0.04, 0.6))
+        name_colours(axis, named, (0.04, 0.6))
     return figure
-
-
-def _name_colours(axis: Axes, colours: Mapping[str, Any], place: tuple[float, float]) -> None:
-    """Write what colours mean, a line a name in its colour; place: of the first one, as shares of the axes."""
-    for number, (name, colour) in enumerate(colours.items()):
-        height = place[1] - 0.08 * number
-        axis.text(place[0], height, name, color=colour, fontsize="small", va="top", transform=axis.transAxes)
 
 
 def _shades(count: int) -> list[tuple[float, ...]]:
@@ -627,38 +419,3 @@ def _decided(holds: Sequence[bool], fails: Sequence[bool], because: str) -> Verd
     else:
         outcome = "partly" if 2 * sum(holds) >= decided else "not reproduced"
     return Verdict(outcome, because, sum(holds), len(holds))
-
-
-def _curve_rows(head: Mapping[str, Any], depths: Sequence[int], kept: Tensor, entropy: Tensor) -> list[dict[str, Any]]:
-    """One row a depth: kept (layers,) the residual ratios, entropy (layers,) the entropy ratios, least so far taken."""
-    least = entropy.cummin(0).values
-    return [
-        {**head, "layers": depth, "residual_ratio": float(kept[depth - 1]), "entropy_ratio": float(least[depth - 1])}
-        for depth in depths
-    ]
-
-
-def _late_entropy(attention: Tensor, length: int) -> Tensor:
-    """Mean entropy of the last half of the causal queries over that of uniform attention; (..., T, T) to (...)."""
-    return attention_entropy(attention[..., length // 2 :, :]).mean(-1) / math.log(0.75 * length)
-
-
-def _crossing(means: np.ndarray, values: np.ndarray, *, rising: bool) -> float:
-    """Return the mean above which the values stay at one half or more (rising), or from which they first lie below.
-
-    Between two means by interpolation in their logarithm; 0 or infinity for a crossing outside the means.
-    """
-    if means[0] <= 0:
-        raise ArgumentError(f"means must be positive, got {means[0]}")
-    below = np.flatnonzero(values < HALF)
-    if not len(below):
-        return 0.0 if rising else math.inf
-    left = int(below[-1] if rising else below[0] - 1)
-    if left in (-1, len(means) - 1):
-        return math.inf if rising else 0.0
-    share = (HALF - values[left]) / (values[left + 1] - values[left])
-    return float(np.exp(np.log(means[left]) + share * np.log(means[left + 1] / means[left])))
-
-
-def _layer_norm(x: Tensor) -> Tensor:
-    return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=0.0)

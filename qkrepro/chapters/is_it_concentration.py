@@ -4,16 +4,16 @@ The map chooses an arm and shows the dose response; the confirmation, with seeds
 it concentration that helps?" and results/PLAN.md; ours, on the claims of arXiv 2402.02098.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize import isotonic_regression
 
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
 from qkrepro.evidence.outcomes import (
@@ -28,17 +28,10 @@ from qkrepro.evidence.outcomes import (
     passed_by,
     weaker,
 )
-from qkrepro.evidence.style import INK, PALETTE, label_lines
 from qkrepro.theory.statistics import holm, t_interval
 from qkrepro.training.tables import SweepTables
 
-READS = (
-    "results/PLAN.md",
-    "results/map-middle*",
-    "results/map-peers*",
-    "results/map-strengths*",
-    "results/confirm-full*",
-)
+READS = ("results/PLAN.md", "results/map-*", "results/confirm-full*")
 BASELINE, CONTROL = "baseline", "shrink"
 PEERS = ("qk-norm", "sigma-reparam", "qk-clip", "qk-weight-decay")
 MAP_SEEDS, CONFIRMATION_SEEDS = 3, 5
@@ -130,11 +123,8 @@ def chosen_arms(runs: pd.DataFrame, planned: int) -> dict[str, str]:
     if passing.empty:
         passing = treated.sort_values("concentration", ascending=False)
     control = arms[arms["treatment"] == CONTROL]
-    return {
-        "concentrating": passing["arm"].iloc[0],
-        "control": control["arm"].iloc[0],
-        "peer": arms[peers]["arm"].iloc[0],
-    }
+    roles = {"concentrating": passing, "control": control, "peer": arms[peers]}
+    return {role: table["arm"].iloc[0] for role, table in roles.items()}
 
 
 def role_of(treatment: str) -> str:
@@ -201,14 +191,16 @@ def corrected_p(table: pd.DataFrame, outcome: str) -> pd.Series:
 
 
 def judge_outcome(tables: Tables, margin: float | None = None, *, outcome: str, against: str = BASELINE) -> Verdict:
-    """Judge the concentrating arm on one outcome by the plan's words. Reads `confirmation`."""
+    """Judge the concentrating arm against another on one outcome by the plan's words. Reads `confirmation`.
+
+    margin: of equivalence, None for the plan's.
+    """
     table = tables["confirmation"]
     counts = table["role"].value_counts()
     if min(counts.get("concentrating", 0), counts.get(against, 0)) < CONFIRMATION_SEEDS:
         counted = ", ".join(f"{name} {counts.get(name, 0)}" for name in ("concentrating", against))
-        return Verdict(
-            "not run", f"runs of the confirmation so far: {counted}; {CONFIRMATION_SEEDS} of each are planned"
-        )
+        so_far = f"runs of the confirmation so far: {counted}; {CONFIRMATION_SEEDS} of each are planned"
+        return Verdict("not run", so_far)
     arm = table.loc[table["role"] == "concentrating", "arm"].iloc[0]
     passed, ratios = passes_check(table, arm)
     if not passed:
@@ -299,46 +291,29 @@ def judge_dose(tables: Tables, *, n: str, outcome: str) -> Verdict:
     )
 
 
-def concentration_courses(sweeps: Sequence[SweepTables]) -> pd.DataFrame:
-    """Return N_W over training of the first sweep's runs of the least seed, one row per evaluation after the start.
+def label_points(axis: Axes, points: pd.DataFrame, *, gap: float = 0.05) -> None:
+    """Write the names of points into a column to the right of an axis, in the order of their heights, with leaders.
 
-    Columns: treatment, epoch, concentration.
+    points: name, x, y, colour, a row each, in data coordinates. gap: least distance of two names, as a share of the
+    axis, where there is room for it. Call it when limits and scales are set.
     """
-    curves = sweeps[0].curves.query("update > 0")
-    curves = curves[curves["seed"] == curves["seed"].min()]
-    treatments = {str(run["run"]): treatment_of(run) for run in sweeps[0].summary.to_dict("records")}
-    table: pd.DataFrame = curves.assign(treatment=curves["run"].map(treatments))
-    return table[["treatment", "epoch", "concentration"]]
+    inside = axis.transData.transform(points[["x", "y"]].to_numpy(float))
+    rows = points.assign(height=axis.transAxes.inverted().transform(inside)[:, 1]).sort_values("height")
+    gap = min(gap, 1 / max(len(rows) - 1, 1))
+    steps = gap * np.arange(len(rows))  # the least of squared shifts that keeps the gap, within the axis
+    places = isotonic_regression(np.clip(rows["height"] - steps, 0, 1 - steps[-1])).x + steps
+    for row, place in zip(rows.to_dict("records"), places, strict=True):
+        leader = {"arrowstyle": "-", "color": row["colour"], "alpha": 0.5, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
+        options = {"xycoords": "data", "textcoords": "axes fraction", "arrowprops": leader, "color": row["colour"]}
+        axis.annotate(row["name"], (row["x"], row["y"]), (1.03, place), va="center", fontsize=8.5, **options)
 
 
-def plot_courses(courses: pd.DataFrame, ax: Axes) -> None:
-    """Draw N_W over training, a line per treatment with its name at the end, and twice the baseline's last value."""
-    for number, (treatment, line) in enumerate(courses.groupby("treatment", sort=False)):
-        colour = INK if treatment == BASELINE else PALETTE[number % len(PALETTE)]
-        dash = ("-", "--", ":")[number // len(PALETTE) % 3]
-        ax.plot(line["epoch"], line["concentration"], color=colour, linestyle=dash, label=str(treatment))
-    last = courses[courses["treatment"] == BASELINE].sort_values("epoch")["concentration"].iloc[-1]
-    ax.axhline(2 * last, color=INK, linewidth=1, linestyle=":", label="_twice the baseline")
-    ax.set(yscale="log", ylim=(1e-3, 200), xlabel="passes over the text", ylabel="N$_W$, number of equal eigenvalues")
-    label_lines(ax, gap=0.05)
-
-
-def plot_map(runs: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """Draw perplexity and entropy of each run of the map over N_W, named by treatment; the baseline as a line."""
-    table = runs.assign(perplexity=np.exp(runs["log perplexity"]), n=runs["concentration"].clip(lower=1e-3))
-    kinds = {BASELINE: "baseline", CONTROL: "shrinkage"} | dict.fromkeys(PEERS, "other methods")
-    table["kind"] = table["treatment"].map(lambda name: kinds.get(name, "LocAteR"))
-    labels = {"perplexity": "validation perplexity", "entropy": "attention entropy, nats"}
-    for axis, (column, label) in zip(axes, labels.items(), strict=True):
-        sns.scatterplot(table, x="n", y=column, hue="kind", style="kind", s=45, legend=axis is axes[0], ax=axis)
-        for row in table.drop_duplicates("arm").to_dict("records"):
-            axis.annotate(row["treatment"], (row["n"], row[column]), (4, 4), textcoords="offset points", fontsize=7)
-        axis.axhline(table.loc[table["treatment"] == BASELINE, column].mean(), color="0.5", linewidth=1, linestyle="--")
-        axis.set(xscale="log", xlim=(5e-4, 900), xlabel="N$_W$, number of equal eigenvalues", ylabel=label)
-    axes[0].legend(title=None, fontsize=7)
+CONFIRMED = "ten passes over WikiText-2, all words, one layer, one head, seeds 10 to 14, the arm that the map chose"
 
 
 def _outcome_claim(name: str, outcome: str, statement: str, against: str = BASELINE) -> Claim:
+    """Return the claim that the concentrating arm has the better `outcome`, with the statement for its text."""
+
     def rule(tables: Tables, margin: float | None = None) -> Verdict:
         return judge_outcome(tables, margin, outcome=outcome, against=against)
 
@@ -347,7 +322,7 @@ def _outcome_claim(name: str, outcome: str, statement: str, against: str = BASEL
         name=name,
         chapter="is_it_concentration",
         provenance="ours",
-        statement=statement,
+        statement=f"{statement} ({CONFIRMED}).",
         rule=f"Paired differences of {outcome} over five new seeds, by the words of results/PLAN.md with a margin of "
         f"{bound:g}; Holm's correction over the comparisons; only where N_W or N_M is at least twice the baseline's.",
         refuted_by="a difference on the worse side after Holm's correction, or an interval inside the margin",
@@ -358,6 +333,8 @@ def _outcome_claim(name: str, outcome: str, statement: str, against: str = BASEL
 
 
 def _dose_claim(n: str, name: str, outcome: str, words: str) -> Claim:
+    """Return the claim that an outcome follows n; name and words stand for the outcome in its name and text."""
+
     def rule(tables: Tables) -> Verdict:
         return judge_dose(tables, n=n, outcome=outcome)
 
@@ -375,27 +352,19 @@ def _dose_claim(n: str, name: str, outcome: str, words: str) -> Claim:
     )
 
 
-CONFIRMED = "ten passes over WikiText-2, all words, one layer, one head, seeds 10 to 14, the arm that the map chose"
+PENALISED = "A penalty that concentrates the spectrum"
 CLAIMS = (
-    _outcome_claim(
-        "concentrating-lowers-perplexity",
-        "log perplexity",
-        f"A penalty that concentrates the spectrum lowers test perplexity ({CONFIRMED}).",
-    ),
-    _outcome_claim(
-        "concentrating-raises-entropy",
-        "entropy",
-        f"A penalty that concentrates the spectrum raises attention entropy ({CONFIRMED}).",
-    ),
+    _outcome_claim("concentrating-lowers-perplexity", "log perplexity", f"{PENALISED} lowers test perplexity"),
+    _outcome_claim("concentrating-raises-entropy", "entropy", f"{PENALISED} raises attention entropy"),
     _outcome_claim(
         "concentrating-speeds-training",
         "log updates",
-        f"With a penalty that concentrates the spectrum fewer updates reach the baseline's losses ({CONFIRMED}).",
+        "With a penalty that concentrates the spectrum fewer updates reach the baseline's losses",
     ),
     _outcome_claim(
         "concentrating-keeps-tokens-apart",
         "residual",
-        f"With a penalty that concentrates the spectrum the output tokens stay further apart ({CONFIRMED}).",
+        "With a penalty that concentrates the spectrum the output tokens stay further apart",
     ),
     Claim(
         name="concentrating-eases-both-collapses",
@@ -410,13 +379,13 @@ CLAIMS = (
     _outcome_claim(
         "concentrating-beyond-shrinkage-in-perplexity",
         "log perplexity",
-        f"Concentration lowers test perplexity beyond what pure shrinkage of W_QK does ({CONFIRMED}).",
+        "Concentration lowers test perplexity beyond what pure shrinkage of W_QK does",
         "control",
     ),
     _outcome_claim(
         "concentrating-beyond-shrinkage-in-entropy",
         "entropy",
-        f"Concentration raises attention entropy beyond what pure shrinkage of W_QK does ({CONFIRMED}).",
+        "Concentration raises attention entropy beyond what pure shrinkage of W_QK does",
         "control",
     ),
     *(

@@ -5,19 +5,17 @@ where an arm did not concentrate the spectrum, it is no test of concentration. S
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from itertools import permutations
+from functools import partial
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.outcomes import (
@@ -36,10 +34,9 @@ from qkrepro.evidence.outcomes import (
 from qkrepro.evidence.paired_runs import FEWEST_SEEDS
 from qkrepro.evidence.rounding import fixed
 from qkrepro.evidence.run_figures import by_kappa, kappa_colour, kappa_label
-from qkrepro.evidence.style import COLOURS, INK, PALETTE, WIDTH, label_lines
-from qkrepro.theory.evasion import change_coordinates, evading_map
-from qkrepro.theory.statistics import t_interval
-from qkrepro.theory.training_dynamics import critical_point, imbalance, penalty_flow, penalty_gradient
+from qkrepro.evidence.style import COLOURS, INK, PALETTE, WIDTH, label_lines, name_colours
+from qkrepro.theory.statistics import dose_correlation, t_interval
+from qkrepro.theory.training_dynamics import eigenvalue_flow
 from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.tables import RunTables
 
@@ -53,7 +50,6 @@ READS = (
 )  # what the notebook reads beside the package, relative to the checkout
 
 FEWEST_KAPPAS = 4
-FRACTIONS = (0.25, 0.5, 1.0)  # of the baseline's budget, after which its losses are to be reached
 END = ("valid_loss", "valid_entropy", "residual", "cosine", "concentration", "walk_concentration")
 ARM_COLOURS = {
     "full": COLOURS["locater"],
@@ -62,6 +58,7 @@ ARM_COLOURS = {
     "trace-square": PALETTE[3],
     "variance": COLOURS["concentrated"],
 }  # by the beginning of an arm's name
+Rule = Callable[..., Verdict]  # of tables, and of a threshold that has a default
 SIZES = ("trace", "frobenius", "walk_trace", "walk_frobenius")
 
 
@@ -99,7 +96,7 @@ def form_ends(forms: RunTables, baselines: RunTables) -> pd.DataFrame:
 
 
 def _settings(table: pd.DataFrame) -> list[str]:
-    """Of each run, everything it is configured by but the regulariser."""
+    """Return everything that each run is configured by but the regulariser."""
     regulariser = ("kappa", "scale", "mean", "target_trace")
     names = [field.name for field in fields(RunConfiguration) if field.name not in regulariser]
     return [str(row) for row in table[names].itertuples(index=False, name=None)]
@@ -142,75 +139,15 @@ def arms_table(arms: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def updates_to(update: ArrayLike, loss: ArrayLike, level: float) -> float:
-    """Return after how many updates a loss first reaches a level, linear between evaluations; NaN if it never does."""
-    time, value = np.asarray(update, dtype=np.float64), np.asarray(loss, dtype=np.float64)
-    below = np.flatnonzero(value <= level)
-    if not len(below):
-        return float("nan")
-    last = below[0]
-    if last == 0:
-        return float(time[0])
-    share = (value[last - 1] - level) / (value[last - 1] - value[last])
-    return float(time[last - 1] + share * (time[last] - time[last - 1]))
-
-
-def pace(curves: pd.DataFrame, kappa: float) -> pd.DataFrame:
-    """Return how soon the arm has the validation losses of its baseline: seed, fraction, baseline, locater, reached.
-
-    baseline, locater: updates until the loss that the baseline has after each of FRACTIONS of its budget. An arm that
-    does not reach it is entered with its budget and one interval between evaluations more; `reached` is 0 there.
-    """
-    rows = []
-    for seed, runs in curves[curves["kappa"].isin([0.0, kappa])].groupby("seed"):
-        arms = {value: run.sort_values("update") for value, run in runs.groupby("kappa")}
-        if len(arms) < 2:
-            continue
-        (time, loss), (other, other_loss) = (
-            (arms[value]["update"].to_numpy(float), arms[value]["valid_loss"].to_numpy(float)) for value in (0.0, kappa)
-        )
-        for fraction in FRACTIONS:
-            level = float(np.interp(fraction * time[-1], time, loss))
-            needed, own = updates_to(other, other_loss, level), updates_to(time, loss, level)
-            row = {"seed": seed, "fraction": fraction, "baseline": own, "reached": int(needed == needed)}
-            rows.append(row | {"locater": needed if needed == needed else other[-1] + np.diff(other).max()})
-    return pd.DataFrame(rows, columns=["seed", "fraction", "baseline", "locater", "reached"])
-
-
 def dose_response(kappas: pd.DataFrame, x: str, y: str) -> tuple[float, float, list[float]]:
-    """Return the rank correlation of x with y over kappa, its mean over seeds, its p-value, and each seed's own.
+    """Return `dose_correlation` of two columns over kappa; NaN and no seed where kappas or seeds are too few.
 
-    kappas: seed, kappa, x, y; seeds with the same kappas, one run each. The p-value is exact: kappas change places in
-    all seeds at once, because the same kappa at three seeds is not three independent doses; two-sided.
+    kappas: seed, kappa, x, y; seeds with the same kappas, one run each.
     """
-    columns = [kappas.pivot(index="seed", columns="kappa", values=name).dropna() for name in (x, y)]
-    if columns[0].shape[1] < FEWEST_KAPPAS or len(columns[0]) < FEWEST_SEEDS:
+    doses, responses = (kappas.pivot(index="seed", columns="kappa", values=name).dropna() for name in (x, y))
+    if doses.shape[1] < FEWEST_KAPPAS or len(doses) < FEWEST_SEEDS:
         return float("nan"), float("nan"), []
-    first, second = (stats.rankdata(table.to_numpy(float), axis=1) for table in columns)  # (seeds, kappas)
-    first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (first, second))
-    scale = np.sqrt((first**2).sum(1) * (second**2).sum(1))  # (seeds,)
-    of_seed = (first * second).sum(1) / scale
-    orders = np.array(list(permutations(range(first.shape[1]))))  # (orders, kappas)
-    null = np.einsum("sok,sk,s->o", first[:, orders], second, 1 / scale) / len(scale)  # (orders,)
-    extreme = np.abs(null) >= abs(of_seed.mean()) - 1e-9
-    return float(of_seed.mean()), float(extreme.mean()), of_seed.tolist()
-
-
-def eigenvalue_flow(start: ArrayLike, times: ArrayLike, *, tau: float | None) -> NDArray[np.float64]:
-    """Return the eigenvalues of a symmetric W under gradient flow of the penalty in W itself, (times, d).
-
-    start: (d,) eigenvalues at time 0. tau: the target trace; None for ‖W‖_F² alone. Their mean m follows
-    dm/dt = −2m − 2(d m − τ), and their distances from it shrink like e^{−2t} either way.
-    """
-    values, time = np.asarray(start, dtype=np.float64), np.asarray(times, dtype=np.float64)[:, None]
-    mean, count = values.mean(), len(values)
-    if tau is None:
-        return values * np.exp(-2 * time)
-    rest = tau / (count + 1)
-    moved: NDArray[np.float64] = (
-        rest + (mean - rest) * np.exp(-2 * (count + 1) * time) + (values - mean) * np.exp(-2 * time)
-    )
-    return moved
+    return dose_correlation(doses, responses)
 
 
 def plot_pull(start: ArrayLike, *, tau: float = 1.0, time: float = 2.5) -> Figure:
@@ -223,8 +160,7 @@ def plot_pull(start: ArrayLike, *, tau: float = 1.0, time: float = 2.5) -> Figur
     for axis, title, colour, target in zip(axes, titles, colours, (tau, None), strict=True):
         flow = eigenvalue_flow(start, times, tau=target)
         axis.plot(times, flow, color=colour, linewidth=1.3)
-        axis.plot([0] * flow.shape[1], flow[0], "o", color=colour, markersize=5)
-        axis.plot([time] * flow.shape[1], flow[-1], "o", color=colour, markersize=5)
+        axis.plot([0, time], flow[[0, -1]], "o", color=colour, markersize=5)
         axis.axhline(0, color=INK, linewidth=0.8)
         axis.set(title=title, xlabel="time of gradient flow", xticks=[])
     axes[0].axhline(rest, color=INK, linewidth=0.8, linestyle=":")
@@ -232,40 +168,6 @@ def plot_pull(start: ArrayLike, *, tau: float = 1.0, time: float = 2.5) -> Figur
     axes[1].text(time, 0.06, "0", ha="right", color=INK)
     axes[0].set_ylabel("eigenvalues of W")
     return figure
-
-
-def saddle_paths(*, d_head: int, d_model: int, nudges: Mapping[int, float], time: float, seed: int) -> pd.DataFrame:
-    """Return gradient flow of the penalty from beside its saddles: rank, time, N_W, penalty.
-
-    nudges: rank of the saddle (0 for the origin) to the size of the random step aside.
-    """
-    tables = []
-    for rank, nudge in nudges.items():
-        generator = torch.Generator().manual_seed(seed)
-        saddle = critical_point(d_head, d_model, rank, generator=generator)
-        step = nudge * torch.randn(2, d_head, d_model, generator=generator, dtype=torch.float64)
-        path = penalty_flow(saddle[0] + step[0], saddle[1] + step[1], time=time)
-        columns = {"time": path.time, "N_W": path.effective_number, "penalty": path.penalty}
-        tables.append(pd.DataFrame({name: value.numpy() for name, value in columns.items()}).assign(rank=rank))
-    return pd.concat(tables, ignore_index=True)
-
-
-def balance_over_steps(sizes: Sequence[float], *, d_head: int, d_model: int, time: float, seed: int) -> pd.DataFrame:
-    """Return how far gradient descent of the penalty moves Δ = W_qW_qᵀ − W_kW_kᵀ: size (of a step), time, change.
-
-    change: ‖Δ(t) − Δ(0)‖_F over ‖Δ(0)‖_F, from one random start; gradient flow would leave it at 0.
-    """
-    start = torch.randn(2, d_head, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    rows = []
-    for size in sizes:
-        w_q, w_k = start / d_model**0.5
-        first = imbalance(w_q, w_k)
-        for step in range(round(time / size) + 1):
-            change = torch.linalg.matrix_norm(imbalance(w_q, w_k) - first) / torch.linalg.matrix_norm(first)
-            rows.append({"size": size, "time": step * size, "change": float(change)})
-            g_q, g_k = penalty_gradient(w_q, w_k)
-            w_q, w_k = w_q - size * g_q, w_k - size * g_k
-    return pd.DataFrame(rows)
 
 
 def plot_flow(paths: pd.DataFrame, balance: pd.DataFrame) -> Figure:
@@ -285,32 +187,11 @@ def plot_flow(paths: pd.DataFrame, balance: pd.DataFrame) -> Figure:
     return figure
 
 
-def hidden_head(count: int, *, dim: int, tokens: int, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Return a dispersed head before and after the change of tokens that hides it from the penalty.
-
-    count: positive eigenvalues of W, (dim, dim). Returns eigenvalues and hidden_eigenvalues, (count,), from the
-    largest, and logits and hidden_logits of random tokens with W and after the change, (tokens²,).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64)).Q[:, :count]
-    w = (basis * torch.logspace(0.5, -1.5, count, dtype=torch.float64)) @ basis.T
-    b = evading_map(w)
-    moved = change_coordinates(w, b)
-    x = torch.randn(tokens, dim, generator=generator, dtype=torch.float64)
-    values = {"eigenvalues": torch.linalg.eigvalsh(w), "hidden_eigenvalues": torch.linalg.eigvalsh(moved)}
-    shown = {name: value.flip(0)[:count].numpy() for name, value in values.items()}
-    y = x @ b.T  # the tokens Bx
-    return shown | {"logits": (x @ w @ x.T).flatten().numpy(), "hidden_logits": (y @ moved @ y.T).flatten().numpy()}
-
-
-def plot_hidden(head: Mapping[str, NDArray[np.float64]], *, tau: float = 1.0) -> Figure:
+def plot_hidden(head: Mapping[str, NDArray[np.float64]]) -> Figure:
     """Draw the spectrum of `hidden_head` before and after the change of tokens, and its logits against each other."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
     ranks = np.arange(1, len(head["eigenvalues"]) + 1)
-    for name, key, label in (
-        ("dispersed", "eigenvalues", "W"),
-        ("concentrated", "hidden_eigenvalues", "after B"),
-    ):
+    for name, key, label in (("dispersed", "eigenvalues", "W"), ("concentrated", "hidden_eigenvalues", "after B")):
         axes[0].plot(ranks, head[key], "o-", color=COLOURS[name], label=label)
     axes[0].set(yscale="log", xlabel="rank of the eigenvalue", ylabel="λ", title="The spectrum becomes flat,")
     label_lines(axes[0])
@@ -326,10 +207,9 @@ def plot_against_variance(kappas: pd.DataFrame, column: str, axis: Axes) -> None
     """
     for _, line in kappas.sort_values("eigen_variance").groupby("seed"):
         axis.plot(line["eigen_variance"], line[column], color=INK, alpha=0.5, linewidth=1, zorder=1)
-    for number, (kappa, points) in enumerate(by_kappa(kappas)):
+    for kappa, points in by_kappa(kappas):
         axis.scatter(points["eigen_variance"], points[column], s=34, zorder=2, color=kappa_colour(kappa))
-        where: dict[str, Any] = {"transform": axis.transAxes, "fontsize": "small", "color": kappa_colour(kappa)}
-        axis.text(0.05, 0.35 - 0.08 * number, kappa_label(kappa), **where)
+    name_colours(axis, {kappa_label(kappa): kappa_colour(kappa) for kappa, _ in by_kappa(kappas)}, (0.05, 0.4))
     axis.set_xlabel(r"eigenvalue variance over $d_{model}$")
     if (kappas["eigen_variance"] > 0).all():
         axis.set_xscale("log")
@@ -354,43 +234,44 @@ def plot_arms(ends: Mapping[str, pd.DataFrame], column: str, axis: Axes) -> None
     axis.set(xscale="log", xlabel="$N_W$, times the baseline's")
 
 
-def name_arms(axis: Axes) -> None:
-    """Write what the colours of `plot_arms` mean, a line a name, in the upper left corner."""
-    for number, (name, colour) in enumerate(ARM_COLOURS.items()):
-        axis.text(0.03, 0.97 - 0.075 * number, name, color=colour, fontsize="small", transform=axis.transAxes, va="top")
+def _difference(table: str, column: str, better: int, margin: str, quantity: str) -> Rule:
+    """Return the rule of a difference in a table with seed, arm and `column`, by default at the plan's margin."""
 
-
-def _difference(column: str, better: int, margin: str, name: str) -> Callable[[Tables, float], Verdict]:
-    """The rule of a difference in table paired: seed, arm, `column`."""
-
-    def rule(tables: Tables, limit: float) -> Verdict:
-        return paired_outcome(paired_values(tables["paired"], column).tolist(), better, limit, name)
+    def rule(tables: Tables, limit: float = MARGINS[margin]) -> Verdict:
+        return paired_outcome(paired_values(tables[table], column).tolist(), better, limit, quantity)
 
     return rule
 
 
+def _if_concentrated(table: str, rule: Rule) -> Rule:
+    """Return a rule that speaks of concentration: "not a test" where the runs of `table` did not pass the check.
+
+    least: the ratio of N_W or N_M from which it passes. limit: the margin of `rule`, by default its own.
+    """
+
+    def checked(tables: Tables, least: float = TWICE, **limit: float) -> Verdict:
+        ratios = concentration_ratios(tables[table])
+        if len(ratios["N_W"]) < FEWEST_SEEDS:
+            return rule(tables, **limit)
+        passed, check = passed_by(ratios, least), check_text(ratios)
+        if not passed:
+            return Verdict(
+                "not a test", f"the spectrum did not concentrate: {check}; at least {least:g} times is asked"
+            )
+        verdict = rule(tables, **limit)
+        return verdict._replace(because=f"{verdict.because}; concentrated by {' and '.join(passed)}: {check}")
+
+    return checked
+
+
 def _margin(name: str, rule: Callable[[Tables, float], Verdict]) -> Threshold:
-    """A margin of the plan, with its half and its double."""
+    """Return a margin of the plan, with its half and its double."""
     value = MARGINS[name]
     return Threshold(f"margin of equivalence, {name}", value, (value / 2, value, 2 * value), rule)
 
 
-perplexity_by_margin = _difference("test_loss", -1, "log perplexity", "log test perplexity")
-entropy_by_margin = _difference("valid_entropy", +1, "entropy", "attention entropy (nats)")
-
-
-def perplexity_improves(tables: Tables) -> Verdict:
-    """Table paired: seed, arm (baseline, locater), test_loss (nats a token: a difference of log perplexity)."""
-    return perplexity_by_margin(tables, MARGINS["log perplexity"])
-
-
-def entropy_rises(tables: Tables) -> Verdict:
-    """Table paired: seed, arm, valid_entropy (nats, mean over queries, last evaluation)."""
-    return entropy_by_margin(tables, MARGINS["entropy"])
-
-
-def trains_faster_by_margin(tables: Tables, limit: float) -> Verdict:
-    """Table pace: seed, fraction, baseline, locater (updates), reached."""
+def trains_faster(tables: Tables, limit: float = MARGINS["log updates"]) -> Verdict:
+    """Judge table pace: seed, fraction, baseline, locater (updates), reached."""
     table = tables["pace"]
     logs = (table["locater"].astype(float) / table["baseline"].astype(float)).map(math.log)
     verdict = paired_outcome(logs.groupby(table["seed"]).mean().tolist(), -1, limit, "log of the ratio of updates")
@@ -398,15 +279,9 @@ def trains_faster_by_margin(tables: Tables, limit: float) -> Verdict:
     return verdict._replace(because=f"{verdict.because}; {reached}")
 
 
-def trains_faster(tables: Tables) -> Verdict:
-    """Table pace, as `trains_faster_by_margin`."""
-    return trains_faster_by_margin(tables, MARGINS["log updates"])
-
-
-def collapses_recede_by_margin(tables: Tables, factor: float) -> Verdict:
-    """Table paired: seed, arm, valid_entropy, residual; both margins times `factor`."""
-    ends = tables["paired"]
-    entropy, rank = paired_values(ends, "valid_entropy"), paired_values(ends, "residual")
+def collapses_recede(tables: Tables, factor: float = 1.0) -> Verdict:
+    """Judge table paired: seed, arm, valid_entropy, residual; both margins times `factor`."""
+    entropy, rank = (paired_values(tables["paired"], column) for column in ("valid_entropy", "residual"))
     words = [
         outcome_of(values.tolist(), +1, factor * MARGINS[name])
         for values, name in ((entropy, "entropy"), (rank, "residual"))
@@ -420,60 +295,18 @@ def collapses_recede_by_margin(tables: Tables, factor: float) -> Verdict:
     return Verdict(weaker(*words), because, int(((entropy > 0) & (rank > 0)).sum()), len(entropy))
 
 
-def collapses_recede(tables: Tables) -> Verdict:
-    """Table paired, as `collapses_recede_by_margin`."""
-    return collapses_recede_by_margin(tables, 1.0)
-
-
-def _if_concentrated(table: str, rule: Callable[[Tables], Verdict]) -> Callable[[Tables, float], Verdict]:
-    """A rule that speaks of concentration: "not a test" where the runs of `table` did not pass the check."""
-
-    def checked(tables: Tables, least: float) -> Verdict:
-        ratios = concentration_ratios(tables[table])
-        if len(ratios["N_W"]) < FEWEST_SEEDS:
-            return rule(tables)
-        passed, check = passed_by(ratios, least), check_text(ratios)
-        if not passed:
-            return Verdict(
-                "not a test", f"the spectrum did not concentrate: {check}; at least {least:g} times is asked"
-            )
-        verdict = rule(tables)
-        return verdict._replace(because=f"{verdict.because}; concentrated by {' and '.join(passed)}: {check}")
-
-    return checked
-
-
-def equal_norm_perplexity_by_margin(tables: Tables, limit: float) -> Verdict:
-    """Table equal_norm: seed, arm, valid_loss."""
-    return paired_outcome(
-        paired_values(tables["equal_norm"], "valid_loss").tolist(), -1, limit, "log validation perplexity"
-    )
-
-
-def equal_norm_entropy_by_margin(tables: Tables, limit: float) -> Verdict:
-    """Table equal_norm: seed, arm, valid_entropy (nats)."""
-    return paired_outcome(
-        paired_values(tables["equal_norm"], "valid_entropy").tolist(), +1, limit, "attention entropy (nats)"
-    )
-
-
-def _at(table: str, rule: Callable[[Tables, float], Verdict], margin: str) -> Callable[[Tables, float], Verdict]:
-    """A rule on concentration, at the plan's ratio and any margin."""
-
-    def judged(tables: Tables, limit: float) -> Verdict:
-        return _if_concentrated(table, lambda given: rule(given, limit))(tables, TWICE)
-
-    return judged
-
-
-concentration_perplexity = _if_concentrated("paired", perplexity_improves)
-concentration_entropy = _if_concentrated("paired", entropy_rises)
-beyond_perplexity = _at("equal_norm", equal_norm_perplexity_by_margin, "log perplexity")
-beyond_entropy = _at("equal_norm", equal_norm_entropy_by_margin, "entropy")
+perplexity_improves = _difference("paired", "test_loss", -1, "log perplexity", "log test perplexity")
+entropy_rises = _difference("paired", "valid_entropy", +1, "entropy", "attention entropy (nats)")
+perplexity_at_equal_norm = _if_concentrated(
+    "equal_norm", _difference("equal_norm", "valid_loss", -1, "log perplexity", "log validation perplexity")
+)
+entropy_at_equal_norm = _if_concentrated(
+    "equal_norm", _difference("equal_norm", "valid_entropy", +1, "entropy", "attention entropy (nats)")
+)
 
 
 def perplexity_follows_variance(tables: Tables) -> Verdict:
-    """Table kappas: seed, kappa, eigen_variance (d_model eigenvalues), valid_perplexity; one row a run."""
+    """Judge table kappas: seed, kappa, eigen_variance (d_model eigenvalues), valid_perplexity; one row a run."""
     mean, p, of_seeds = dose_response(tables["kappas"], "eigen_variance", "valid_perplexity")
     if not of_seeds:
         return Verdict("not run", f"at least {FEWEST_SEEDS} seeds with {FEWEST_KAPPAS} kappas are needed")
@@ -494,90 +327,78 @@ WORDS = (
     "partly when the interval lies inside the margin all the same"
 )
 WORSE = "p < 0.05 on the worse side, or an interval inside the margin without such a p"
-RATIOS = (1.0, 1.25, 1.5, TWICE, 3.0, 4.0)
+CHECKED = (
+    "A test only where N_W or N_M at the end is at least twice the baseline's (geometric mean over seeds, its 95% t "
+    f"interval above 1). Then: {WORDS}"
+)
+RATIO = ("least ratio of N_W or N_M to the baseline's", TWICE, (1.0, 1.25, 1.5, TWICE, 3.0, 4.0))
+_claim = partial(Claim, chapter="locater", refuted_by=WORSE)
 
 CLAIMS = (
-    Claim(
+    _claim(
         name="locater-improves-perplexity",
-        chapter="locater",
         provenance="reported",
         statement=f"LocAteR improves perplexity ({FULL}; test text). In these runs it shrank W: a claim on shrinkage.",
         rule=f"{WORDS} (0.01 of log perplexity).",
-        refuted_by=WORSE,
         tables=("paired",),
         judge=perplexity_improves,
         figure="fig-locater-paired",
-        threshold=_margin("log perplexity", perplexity_by_margin),
+        threshold=_margin("log perplexity", perplexity_improves),
     ),
-    Claim(
+    _claim(
         name="locater-raises-entropy",
-        chapter="locater",
         provenance="reported",
         statement=f"LocAteR raises attention entropy ({FULL}; validation text). A claim on shrinkage, as above.",
         rule=f"{WORDS} (0.05 nats).",
-        refuted_by=WORSE,
         tables=("paired",),
         judge=entropy_rises,
         figure="fig-locater-paired",
-        threshold=_margin("entropy", entropy_by_margin),
+        threshold=_margin("entropy", entropy_rises),
     ),
-    Claim(
+    _claim(
         name="concentration-improves-perplexity",
-        chapter="locater",
         provenance="reported",
         statement=f"A more concentrated spectrum improves perplexity ({FULL}; test text).",
-        rule=(
-            "A test only where N_W or N_M at the end is at least twice the baseline's (geometric mean over seeds, its "
-            f"95% t interval above 1). Then: {WORDS} (0.01 of log perplexity)."
-        ),
+        rule=f"{CHECKED} (0.01 of log perplexity).",
         refuted_by=f"runs that are a test, with {WORSE}",
         tables=("paired",),
-        judge=lambda tables: concentration_perplexity(tables, TWICE),
+        judge=_if_concentrated("paired", perplexity_improves),
         figure="fig-arms",
-        threshold=Threshold("least ratio of N_W or N_M to the baseline's", TWICE, RATIOS, concentration_perplexity),
+        threshold=Threshold(*RATIO, _if_concentrated("paired", perplexity_improves)),
     ),
-    Claim(
+    _claim(
         name="concentration-raises-entropy-in-training",
-        chapter="locater",
         provenance="reported",
         statement=f"A more concentrated spectrum raises attention entropy ({FULL}; validation text).",
-        rule=(
-            "A test only where N_W or N_M at the end is at least twice the baseline's (geometric mean over seeds, its "
-            f"95% t interval above 1). Then: {WORDS} (0.05 nats)."
-        ),
+        rule=f"{CHECKED} (0.05 nats).",
         refuted_by=f"runs that are a test, with {WORSE}",
         tables=("paired",),
-        judge=lambda tables: concentration_entropy(tables, TWICE),
+        judge=_if_concentrated("paired", entropy_rises),
         figure="fig-arms",
-        threshold=Threshold("least ratio of N_W or N_M to the baseline's", TWICE, RATIOS, concentration_entropy),
+        threshold=Threshold(*RATIO, _if_concentrated("paired", entropy_rises)),
     ),
-    Claim(
+    _claim(
         name="equal-norm-perplexity",
-        chapter="locater",
         provenance="ours",
         statement=f"At equal ‖W‖_F, a more concentrated W improves validation perplexity ({FORMS}).",
         rule=f"Not a test unless N_W or N_M is at least twice that of the other form. Then: {WORDS} (0.01 of its log).",
-        refuted_by=WORSE,
         tables=("equal_norm",),
-        judge=lambda tables: beyond_perplexity(tables, MARGINS["log perplexity"]),
+        judge=perplexity_at_equal_norm,
         figure="fig-arms",
-        threshold=_margin("log perplexity", beyond_perplexity),
+        threshold=_margin("log perplexity", lambda tables, limit: perplexity_at_equal_norm(tables, limit=limit)),
     ),
-    Claim(
+    _claim(
         name="equal-norm-entropy",
-        chapter="locater",
         provenance="ours",
         statement=f"At equal ‖W‖_F, a more concentrated W raises attention entropy ({FORMS}).",
         rule=f"Not a test unless N_W or N_M is at least twice that of the other form. Then: {WORDS} (0.05 nats).",
-        refuted_by=WORSE,
         tables=("equal_norm",),
-        judge=lambda tables: beyond_entropy(tables, MARGINS["entropy"]),
+        judge=entropy_at_equal_norm,
         figure="fig-arms",
-        threshold=_margin("entropy", beyond_entropy),
+        threshold=_margin("entropy", lambda tables, limit: entropy_at_equal_norm(tables, limit=limit)),
     ),
-    Claim(
+    _claim(
         name="small-variance-eases-both-collapses",
-        chapter="locater",
         provenance="paper",
         statement=(
             "Expressivity: with a small eigenvalue variance both collapses recede together, more entropy and more "
@@ -592,11 +413,10 @@ CLAIMS = (
         judge=collapses_recede,
         quote="leading to better model expressivity",
         figure="fig-both-collapses",
-        threshold=Threshold("both margins, times", 1.0, (0.5, 1.0, 2.0), collapses_recede_by_margin),
+        threshold=Threshold("both margins, times", 1.0, (0.5, 1.0, 2.0), collapses_recede),
     ),
-    Claim(
+    _claim(
         name="small-variance-trains-faster",
-        chapter="locater",
         provenance="paper",
         statement=(
             "Trainability: with a small eigenvalue variance a run needs fewer updates for the validation losses that "
@@ -604,16 +424,14 @@ CLAIMS = (
             "shrank)."
         ),
         rule=f"Mean over the three losses of the logarithm of the ratio of updates, a value a seed. {WORDS} (0.05).",
-        refuted_by=WORSE,
         tables=("pace",),
         judge=trains_faster,
         quote="leading to better model expressivity and trainability",
         figure="fig-locater-gap",
-        threshold=_margin("log updates", trains_faster_by_margin),
+        threshold=_margin("log updates", trains_faster),
     ),
-    Claim(
+    _claim(
         name="perplexity-follows-variance",
-        chapter="locater",
         provenance="ours",
         statement=(
             "Dose response: over κ = 0 to 0.1 with τ = 1, validation perplexity is the larger, the larger the "

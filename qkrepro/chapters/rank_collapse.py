@@ -3,18 +3,21 @@
 Source: book, "Rank collapse".
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Generator, Tensor
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
+from qkrepro.evidence.style import WIDTH
 from qkrepro.evidence.verdicts import HALF, above, both, settings_verdict
 from qkrepro.evidence.wording import plain
 from qkrepro.theory.attention import attention_logits, causal_mask, softmax_attention
@@ -155,13 +158,23 @@ def plot_attention_patterns(attention: Tensor, titles: Sequence[str], axes: Sequ
     return image
 
 
-def plot_similarities(similarities: Mapping[str, Tensor], axes: Sequence[Axes]) -> AxesImage:
-    """Draw the similarity of all pairs of tokens, one matrix (T, T) per axis; return the last image."""
-    for axis, (title, matrix) in zip(axes, similarities.items(), strict=True):
-        image = _plot_pairs(matrix, axis, Normalize(vmin=-1, vmax=1))
-        axis.set(title=title, xlabel="token", ylabel="token")
+def similarity_frames(similarities: Mapping[str, Sequence[Tensor]], titles: Sequence[str]) -> Iterator[Figure]:
+    """Yield one figure again and again, with the similarity of all pairs of tokens after the next layer.
+
+    similarities: (T, T) per layer, one panel a name. titles: of the layers.
+    """
+    figure, axes = plt.subplots(1, len(similarities), figsize=(WIDTH, 3.5), sharey=True)
+    images = []
+    for axis, (name, matrices) in zip(axes, similarities.items(), strict=True):
+        images.append(_plot_pairs(matrices[0], axis, Normalize(-1, 1)))
+        axis.set(title=name, xlabel="token", ylabel="token")
         axis.label_outer()
-    return image
+    figure.colorbar(images[-1], ax=axes, label="cosine similarity", aspect=18)
+    for title, *layer in zip(titles, *similarities.values(), strict=True):
+        for image, matrix in zip(images, layer, strict=True):
+            image.set_data(matrix.numpy())
+        figure.suptitle(f"How alike tokens are, {title}", ha="left", x=0.08)
+        yield figure
 
 
 def _plot_pairs(matrix: Tensor, axis: Axes, norm: Normalize) -> AxesImage:

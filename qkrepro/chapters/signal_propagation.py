@@ -1,9 +1,6 @@
-"""The matrices on which the book shows signal propagation, and their profiles by every method as one table."""
+"""Signal propagation: profiles of `theory.propagation_cases` by every method as one table, and what they decide."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -11,17 +8,15 @@ import torch
 from matplotlib.axes import Axes
 from torch import Generator, Tensor
 
-from qkrepro.errors import ArgumentError, check_integer
+from qkrepro.errors import check_integer
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.style import COLOURS, INK, PALETTE, draw_intervals
 from qkrepro.evidence.verdicts import LOCALIZED, ROUNDING, universal_verdict, within
 from qkrepro.theory.attention import saturation
-from qkrepro.theory.propagation import localization, signal_propagation, simulate_signal_propagation
-from qkrepro.theory.spectrum import matrix_moments, random_rotation, random_spectrum_matrix
-from qkrepro.theory.statistics import t_interval
-from qkrepro.theory.tokens import random_walk
+from qkrepro.theory.propagation import localization, simulate_signal_propagation
+from qkrepro.theory.propagation_cases import PropagationCase
+from qkrepro.theory.spectrum import matrix_moments
 
-CHUNK = 500  # walks drawn at once, bounds the memory
 WIDE = 0.1  # a Monte Carlo interval wider than this can hardly miss
 REGIMES: dict[str, Callable[[pd.Series], bool]] = {
     "late": lambda row: row["centre"] > 0.6 and row["index"] >= LOCALIZED,
@@ -31,70 +26,6 @@ REGIMES: dict[str, Callable[[pd.Series], bool]] = {
     "broad": lambda row: row["index"] < 0.1,
     "all pass": lambda row: row["index"] < 0.1 and row["level"] > 0.9,
 }
-
-
-@dataclass(frozen=True)
-class PropagationCase:
-    """A query-key matrix for increments of unit covariance, with the temperature and the length to see it at."""
-
-    name: str
-    m: Tensor  # (d, d)
-    temperature: float
-    length: int
-
-    def rho(self, theta: Tensor, *, length: int | None = None, method: Literal["limit", "exact"] = "limit") -> Tensor:
-        """Return ρ at the locations theta, by `signal_propagation`; float64, shaped like theta."""
-        return signal_propagation(theta, self.m, temperature=self.temperature, length=length, method=method)
-
-
-def regime_cases(
-    dim: int, length: int, *, middle_mean: float, broad_norm: float, generator: Generator
-) -> list[PropagationCase]:
-    """Return one case per row of the regime table, at temperature 1, and the late one at temperature √dim.
-
-    late: tr M = 1; middle: tr M = `middle_mean` > 2; the mirror of each has the other sign; all four have equal
-    eigenvalues. broad: tr M = 0 and ‖M‖_F = `broad_norm`, a random symmetric spectrum. all pass: |tr M| (length − 1)/2
-    is 0.6.
-    Source: book, "Theory: signal propagation", when attention localizes.
-    """
-    unit = torch.eye(dim, dtype=torch.float64) / dim
-    broad = random_spectrum_matrix(dim, 0.0, broad_norm**2 / dim, generator=generator)
-    return [
-        PropagationCase("late", unit, 1.0, length),
-        PropagationCase("middle", middle_mean * unit, 1.0, length),
-        PropagationCase("mirror", -unit, 1.0, length),
-        PropagationCase("mirror of middle", -middle_mean * unit, 1.0, length),
-        PropagationCase("broad", broad, 1.0, length),
-        PropagationCase("all pass", 1.2 / (length - 1) * unit, 1.0, length),
-        PropagationCase("high temperature", unit, math.sqrt(dim), length),
-    ]
-
-
-def stress_cases(
-    dim: int, length: int, *, short_length: int, top_share: float, generator: Generator
-) -> list[PropagationCase]:
-    """Return cases where the Gaussian form or its limit must fail, and two that are far from symmetric.
-
-    one eigenvalue: tr M = 1, of which one eigenvalue holds `top_share`, at temperature 0.3. near-nilpotent: all
-    eigenvalues 1/dim, and one singular value near 1. rank two: symmetric, tr M = 1, eigenvalues 1.25 and −0.25.
-    short sequence: the late case at `short_length` tokens. not symmetric: I/dim plus half a rotation of norm 1.
-    antisymmetric: a rotation minus its transpose, ‖M‖_F about √2.
-    """
-    unit = torch.eye(dim, dtype=torch.float64) / dim
-    peak = torch.zeros_like(unit)
-    peak[0, 0] = 1.0
-    corner = torch.zeros_like(unit)
-    corner[0, -1] = 1.0
-    pair = torch.diag(torch.tensor([1.25, -0.25, *[0.0] * (dim - 2)], dtype=torch.float64))
-    turn = random_rotation(dim, generator=generator) / math.sqrt(dim)  # ‖turn‖_F = 1
-    return [
-        PropagationCase("one eigenvalue", top_share * peak + (1 - top_share) * unit, 0.3, length),
-        PropagationCase("near-nilpotent", unit + corner, 1.0, length),
-        PropagationCase("rank two", pair, 1.0, length),
-        PropagationCase("short sequence", unit, 1.0, short_length),
-        PropagationCase("not symmetric", unit + turn / 2, 1.0, length),
-        PropagationCase("antisymmetric", turn - turn.mT, 1.0, length),
-    ]
 
 
 def profile_table(
@@ -110,70 +41,24 @@ def profile_table(
     return pd.concat([_profile(case, locations, samples, generator) for case in cases], ignore_index=True)
 
 
-def antisymmetric_walks(
-    norms: Sequence[float], *, dim: int, length: int, draws: int, parts: int, generator: Generator
-) -> pd.DataFrame:
-    """Return the share of keys that pass in each part of random walks, for antisymmetric matrices and a symmetric one.
-
-    norms: ‖M‖_F of the antisymmetric matrices, in units of the temperature; the control is I/dim, tr M = 1. draws:
-    walks per matrix, through the clipped function itself. parts: equal parts of the sequence; they divide `length`.
-    Returns one row per matrix and part: case, control (0 or 1), part (1 … parts), level (share of the whole sequence),
-    estimate, low, high: the share in this part less the level, with t intervals that hold for all rows at once
-    (95% after Bonferroni). Raises ArgumentError for sizes below 1 or parts that do not divide the length.
-    Source: book, "Theory: signal propagation", antisymmetric heads (ours).
-    """
-    check_integer("draws", draws, at_least=2)
-    check_integer("parts", parts, at_least=2)
-    if length % parts:
-        raise ArgumentError(f"parts must be a divisor of the length {length}, got {parts}")
-    turn = random_rotation(dim, generator=generator)
-    turn = (turn - turn.mT) / (turn - turn.mT).norm()
-    matrices = {f"antisymmetric, norm {norm:g} λ": norm * turn for norm in norms}
-    matrices["symmetric control"] = torch.eye(dim, dtype=torch.float64) / dim
-    confidence = 1 - 0.05 / (len(matrices) * parts)
-    rows = []
-    for name, m in matrices.items():
-        sizes = [min(CHUNK, draws - first) for first in range(0, draws, CHUNK)]
-        shares = torch.cat([_part_shares(m, length, size, parts, generator) for size in sizes])  # (draws, parts)
-        level = float(shares.mean())
-        for part, column in enumerate((shares - shares.mean(-1, keepdim=True)).mT.numpy(), start=1):
-            row = {"case": name, "control": int(name == "symmetric control"), "part": part, "level": level}
-            rows.append(row | t_interval(column, confidence)._asdict())
-    return pd.DataFrame(rows)
-
-
-def _part_shares(m: Tensor, length: int, draws: int, parts: int, generator: Generator) -> Tensor:
-    """Return the share of keys that pass in each part of each of `draws` walks, (draws, parts); the last one asks."""
-    walks = random_walk(length, len(m), batch=draws, generator=generator)  # (draws, T, d)
-    logits = (walks @ (m.mT @ walks[:, -1, :, None])).squeeze(-1)  # (draws, T), x_Tᵀ M x_i
-    return (saturation(logits) == 0).double().view(draws, parts, -1).mean(-1)
-
-
 def localization_table(profiles: pd.DataFrame, column: str = "exact") -> pd.DataFrame:
     """Return index, centre and level of each case of `profile_table`, from one of its columns of ρ."""
     rows = []
     for name, group in profiles.groupby("case", sort=False):
         where = localization(group["theta"].to_numpy(), group[column].to_numpy())
-        values = {"index": where.index, "centre": where.centre, "level": where.level}
-        rows.append({"case": name, **{key: float(value) for key, value in values.items()}})
-    return pd.DataFrame(rows)
+        rows.append((name, float(where.index), float(where.centre), float(where.level)))
+    return pd.DataFrame(rows, columns=["case", "index", "centre", "level"])
 
 
 def error_table(profiles: pd.DataFrame) -> pd.DataFrame:
     """Return the largest errors of limit and finite form per case, and how often the exact law is in [low, high]."""
-    rows = []
-    for name, group in profiles.groupby("case", sort=False):
-        inside = (group["low"] <= group["exact"]) & (group["exact"] <= group["high"])
-        rows.append(
-            {
-                "case": name,
-                "singular_share": group["singular_share"].iloc[0],
-                "limit_error": (group["limit"] - group["exact"]).abs().max(),
-                "finite_error": (group["finite"] - group["exact"]).abs().max(),
-                "inside_interval": inside.mean(),
-            }
-        )
-    return pd.DataFrame(rows)
+    errors = profiles.assign(
+        limit_error=(profiles["limit"] - profiles["exact"]).abs(),
+        finite_error=(profiles["finite"] - profiles["exact"]).abs(),
+        inside_interval=profiles["exact"].between(profiles["low"], profiles["high"]),
+    )
+    how = {"singular_share": "first", "limit_error": "max", "finite_error": "max", "inside_interval": "mean"}
+    return errors.groupby("case", sort=False).agg(how).reset_index()
 
 
 def _profile(case: PropagationCase, locations: int, samples: int, generator: Generator) -> pd.DataFrame:
@@ -300,7 +185,6 @@ def plot_profiles(
 ) -> None:
     """Draw ρ of each named case: limit, finite form, exact law, and what was drawn with 95% intervals.
 
-    The exact law is drawn at every token, and of a long sequence at about 40 of them.
     profiles: of `profile_table`. titles: case -> title of its panel, in the order of the panels.
     """
     by_name, fine = {case.name: case for case in cases}, torch.linspace(0.001, 1, 1000, dtype=torch.float64)
@@ -309,8 +193,7 @@ def plot_profiles(
         theta = torch.arange(1, case.length + 1, dtype=torch.float64) / case.length
         axis.plot(fine, case.rho(fine), ":", color=INK, label="Gaussian, T → ∞")
         axis.plot(theta, case.rho(theta, length=case.length), "--", color=PALETTE[4], label="Gaussian, this T")
-        few = theta[:: max(1, case.length // 40)]
-        axis.plot(few, case.rho(few, length=case.length, method="exact"), color=PALETTE[0], label="exact law")
+        axis.plot(rows["theta"], rows["exact"], color=PALETTE[0], label="exact law")
         ends = rows.rename(columns={"drawn": "estimate"})
         draw_intervals(axis, ends["theta"], ends, fmt=".", color=PALETTE[3], label="drawn, 95% interval")
         axis.set(title=title, ylim=(-0.04, 1.04), xlim=(0, 1.02), xlabel="location θ = i/T", ylabel="ρ")

@@ -3,7 +3,7 @@
 Source: book, "The eigenspectrum in training".
 """
 
-from typing import Any
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +22,7 @@ from qkrepro.evidence.outcomes import (
 )
 from qkrepro.evidence.paired_runs import FEWEST_SEEDS, with_arms
 from qkrepro.evidence.run_figures import by_kappa, kappa_colour, kappa_label, plot_runs
-from qkrepro.evidence.style import INK, WIDTH
+from qkrepro.evidence.style import INK, WIDTH, name_colours
 from qkrepro.training.tables import RunTables
 
 READS = (
@@ -65,21 +65,27 @@ def ranked_eigenvalues(eigenvalues: pd.DataFrame) -> pd.DataFrame:
     return table.assign(rank=ranks).reset_index(drop=True)
 
 
-def plot_moment(eigenvalues: pd.DataFrame, limit: float) -> Figure:
-    """Draw the eigenvalues of one moment in the complex plane, a panel a kappa; limit: of both axes, for all moments.
+def moment_frames(eigenvalues: pd.DataFrame) -> Iterator[Figure]:
+    """Yield one figure again and again, with the eigenvalues of the next epoch in the complex plane, a panel a kappa.
 
-    eigenvalues: kappa, epoch, real, imag, of one evaluation of one seed.
+    eigenvalues: kappa, epoch, real, imag, of one seed, with the same epochs for each kappa.
     """
-    figure, axes = plt.subplots(1, eigenvalues["kappa"].nunique(), figsize=(WIDTH, 3.5), sharey=True, squeeze=False)
-    for axis, (kappa, values) in zip(axes[0], by_kappa(eigenvalues), strict=True):
+    limit = 1.05 * float(eigenvalues[["real", "imag"]].abs().max().max())
+    kappas = [kappa for kappa, _ in by_kappa(eigenvalues)]
+    figure, axes = plt.subplots(1, len(kappas), figsize=(WIDTH, 3.5), sharey=True, squeeze=False)
+    clouds = {}
+    for axis, kappa in zip(axes[0], kappas, strict=True):
         for line in (axis.axhline, axis.axvline):
             line(0, color=INK, linewidth=0.6, zorder=0)
-        axis.scatter(values["real"], values["imag"], s=10, color=kappa_colour(kappa), linewidths=0, alpha=0.8)
+        clouds[kappa] = axis.scatter([], [], s=10, color=kappa_colour(kappa), linewidths=0, alpha=0.8)
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="Re λ")
         axis.set_title(kappa_label(kappa), color=kappa_colour(kappa))
         axis.grid(False)
     axes[0, 0].set_ylabel("Im λ")
-    return figure
+    for _, moment in eigenvalues.groupby("epoch"):
+        for kappa, values in by_kappa(moment):
+            clouds[kappa].set_offsets(values[["real", "imag"]].to_numpy())
+        yield figure
 
 
 def plot_ranked(ranked: pd.DataFrame, axis: Axes) -> None:
@@ -87,11 +93,10 @@ def plot_ranked(ranked: pd.DataFrame, axis: Axes) -> None:
 
     ranked: run, kappa, rank, size; runs of one head.
     """
-    for number, (kappa, lines) in enumerate(by_kappa(ranked)):
+    for kappa, lines in by_kappa(ranked):
         for _, line in lines.groupby("run"):
             axis.plot(line["rank"], line["size"], color=kappa_colour(kappa), linewidth=1.2, alpha=0.8)
-        where: dict[str, Any] = {"transform": axis.transAxes, "fontsize": "small", "color": kappa_colour(kappa)}
-        axis.text(0.05, 0.4 - 0.08 * number, kappa_label(kappa), **where)
+    name_colours(axis, {kappa_label(kappa): kappa_colour(kappa) for kappa, _ in by_kappa(ranked)}, (0.05, 0.45))
     axis.set(yscale="log", xlabel="rank of the eigenvalue", ylabel="|λ|")
 
 

@@ -5,9 +5,7 @@ mass A_i(1 − A_i) of the true softmax. Both are compared as distributions over
 Source: book, "Does the true softmax do this?", "Theory: entropy and rank" (ours).
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,45 +13,21 @@ import torch
 from matplotlib.axes import Axes
 from torch import Generator, Tensor
 
-from qkrepro.errors import check_choice, check_integer
+from qkrepro.errors import check_integer
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.style import INK, PALETTE, draw_intervals
 from qkrepro.evidence.verdicts import SAME_PROFILE, above, both, settings_verdict
-from qkrepro.evidence.wording import plain
-from qkrepro.theory.attention import attention_entropy, saturation, softmax_attention, softmax_gradient_mass
-from qkrepro.theory.entropy import geometric_entropy, high_temperature_deficit, normalised_walk_deficit
+from qkrepro.theory.attention import saturation, softmax_attention, softmax_gradient_mass
 from qkrepro.theory.propagation import signal_propagation
-from qkrepro.theory.spectrum import matrix_moments
+from qkrepro.theory.softmax_forms import LAWS, last_logits, scaled_tokens
 from qkrepro.theory.statistics import Interval, t_interval, total_variation
-from qkrepro.theory.tokens import TokenLaw, draw_tokens, random_walk
+from qkrepro.theory.tokens import random_walk
 
 READS: tuple[str, ...] = ()
 CLOSE = 0.05  # relative distance up to which a closed form counts as that of the simulation
 TWO_SIDED = 1.96  # standard errors on each side of a mean of many draws, 95%
 SOFTMAX, LINEAR = PALETTE[3], PALETTE[4]
-BATCH = 2**23  # numbers drawn at once, 64 MB
-LAWS: dict[str, TokenLaw] = {
-    "raw walk": "random walk",
-    "normalised walk": "random walk",
-    "AR(1)": "AR(1)",
-    "independent": "independent",
-}
-
-
-def scaled_tokens(law: str, length: int, dim: int, *, coefficient: float, batch: int, generator: Generator) -> Tensor:
-    """Draw tokens of a law of LAWS, float64, (batch, length, dim): variance 1 a coordinate but for the raw walk.
-
-    "normalised walk" applies LayerNorm without gain and bias; coefficient is that of "AR(1)".
-    """
-    check_choice("law", law, LAWS)
-    tokens = draw_tokens(LAWS[law], length, dim, coefficient=coefficient, batch=batch, generator=generator)
-    return torch.nn.functional.layer_norm(tokens, (dim,), eps=0.0) if law == "normalised walk" else tokens
-
-
-def last_logits(tokens: Tensor, m: Tensor) -> Tensor:
-    """x_Tᵀ M x_i of the last token as query: tokens (batch, T, d), m (d, d) -> (batch, T)."""
-    logits: Tensor = torch.einsum("bid,bd->bi", tokens, tokens[:, -1] @ m.double())
-    return logits
+MASSES = ("softmax", "linear")
 
 
 def location_profiles(
@@ -135,108 +109,46 @@ def cumulative_profiles(profiles: pd.DataFrame) -> pd.DataFrame:
 def late_mass(
     means: Sequence[float], *, dim: int, length: int, share: float, draws: int, generator: Generator
 ) -> pd.DataFrame:
-    """Part of the gradient mass in the last `share` of sites, raw walks, M = (mean/dim) I, temperature 1.
+    """Return the part of the gradient mass in the last `share` of sites, raw walks, M = (mean/dim) I, temperature 1.
 
-    Columns mean, softmax (of the true softmax, simulated), linear (of ρ, exact law).
+    draws: walks of `length` tokens. Columns mean, softmax (of the true softmax, simulated), linear (of ρ, exact law).
     """
-    tokens = random_walk(length, dim, batch=draws, generator=generator)
-    unit = torch.eye(dim, dtype=torch.float64) / dim
-    logits, rows = last_logits(tokens, unit), []
-    theta = torch.arange(1, length + 1, dtype=torch.float64) / length
-    late = theta > 1 - share
-    for mean in means:
-        mass = softmax_gradient_mass(softmax_attention(mean * logits)).site.mean(0)  # (T,)
-        rho = signal_propagation(theta, mean * unit, length=length, method="exact")
-        parts = {"softmax": mass[late].sum() / mass.sum(), "linear": rho[late].sum() / rho.sum()}
-        rows.append({"mean": mean, **{name: float(part) for name, part in parts.items()}})
+    late = torch.arange(1, length + 1, dtype=torch.float64) / length > 1 - share
+    masses = _masses(means, random_walk(length, dim, batch=draws, generator=generator))
+    rows = [
+        {"mean": mean, **{name: float(mass[late].sum() / mass.sum()) for name, mass in zip(MASSES, pair, strict=True)}}
+        for mean, pair in masses.items()
+    ]
     return pd.DataFrame(rows)
 
 
 def sentence_shares(
     means: Mapping[str, float], *, dim: int, length: int, draws: int, generator: Generator
 ) -> dict[str, dict[str, list[float]]]:
-    """What each token of a short raw walk gets of the gradient, M = (mean/dim) I, temperature 1; by function and mean.
+    """Return what each token of a short raw walk gets of the gradient, M = (mean/dim) I, temperature 1.
 
-    means: name -> ξ/λ. "linear": ρ by the exact law. "softmax": simulated gradient mass over that of its largest site.
+    means: name -> ξ/λ. draws: walks of `length` tokens. Returns by function and name: "linear", ρ by the exact law;
+    "softmax", simulated gradient mass over that of its largest site.
     """
-    tokens = random_walk(length, dim, batch=draws, generator=generator)
-    unit = torch.eye(dim, dtype=torch.float64) / dim
-    logits, theta = last_logits(tokens, unit), torch.arange(1, length + 1, dtype=torch.float64) / length
-    shares: dict[str, dict[str, list[float]]] = {"linear": {}, "softmax": {}}
-    for name, mean in means.items():
-        mass = softmax_gradient_mass(softmax_attention(mean * logits)).site.mean(0)  # (T,)
-        shares["softmax"][name] = (mass / mass.max()).tolist()
-        shares["linear"][name] = signal_propagation(theta, mean * unit, length=length, method="exact").tolist()
-    return shares
-
-
-def closed_form_table(
-    matrices: Mapping[str, Tensor],
-    means: Sequence[float],
-    signed_means: Sequence[float],
-    *,
-    temperature: float,
-    lengths: tuple[int, int, int],
-    dims: tuple[int, int],
-    draws: tuple[int, int, int],
-    generator: Generator,
-) -> pd.DataFrame:
-    """Three closed forms of the true softmax beside simulation, one row a case, in this order.
-
-    "high temperature": entropy deficit of raw walks for each of the matrices (d, d), in units of (T² − 1)/(24 λ²).
-    "geometric": entropy of raw walks with M = (ξ/d) I, ξ/λ of `means`. "normalised walk": log T − H for that M, ξ/λ of
-    `signed_means`. lengths: T of each form; dims: d of the last two; draws: sequences of each; temperature: λ of the
-    first, the others have 1. All cases of a form see the same walks.
-    Columns form, case, predicted, simulated, standard_error; nats but for the first form.
-    """
-    size = len(next(iter(matrices.values())))
-    scale = (lengths[0] ** 2 - 1) / (24 * temperature**2)
-    hot = {case: _logits_of(m / temperature) for case, m in matrices.items()}
-    deficits = _entropies("raw walk", hot, lengths[0], size, draws[0], generator)
-    rows = []
-    for case, entropy in deficits.items():
-        predicted = float(high_temperature_deficit(matrix_moments(matrices[case]), lengths[0], temperature)) / scale
-        rows.append(_row("high temperature", case, predicted, (math.log(lengths[0]) - entropy) / scale))
-    equal = {mean: _similarity(mean) for mean in means}
-    for mean, entropy in _entropies("raw walk", equal, lengths[1], dims[0], draws[1], generator).items():
-        rows.append(_row("geometric", f"ξ/λ = {plain(mean)}", float(geometric_entropy(mean, lengths[1])), entropy))
-    equal = {mean: _similarity(mean) for mean in signed_means}
-    for mean, entropy in _entropies("normalised walk", equal, lengths[2], dims[1], draws[2], generator).items():
-        predicted = float(normalised_walk_deficit(mean))
-        rows.append(_row("normalised walk", f"ξ/λ = {plain(mean)}", predicted, math.log(lengths[2]) - entropy))
-    return pd.DataFrame(rows)
-
-
-def _entropies(
-    law: str, cases: Mapping[Any, Callable[[Tensor], Tensor]], length: int, dim: int, draws: int, generator: Generator
-) -> dict[Any, Tensor]:
-    """Entropy of the last query, (draws,), in nats, by case; a case maps tokens (batch, T, d) to logits (batch, T)."""
-    batch, parts = max(1, BATCH // (length * dim)), {case: [torch.empty(0, dtype=torch.float64)] for case in cases}
-    for start in range(0, draws, batch):
-        size = min(batch, draws - start)
-        tokens = scaled_tokens(law, length, dim, coefficient=0.0, batch=size, generator=generator)
-        for case, logits in cases.items():
-            parts[case].append(attention_entropy(softmax_attention(logits(tokens))))
-    return {case: torch.cat(found) for case, found in parts.items()}
-
-
-def _logits_of(m: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda tokens: last_logits(tokens, m)
-
-
-def _similarity(mean: float) -> Callable[[Tensor], Tensor]:
-    """Logits of M = (ξ/d) I at ξ/λ = `mean`, without forming it."""
-    return lambda tokens: mean / tokens.shape[-1] * (tokens @ tokens[:, -1, :, None])[..., 0]
-
-
-def _row(form: str, case: str, predicted: float, values: Tensor) -> dict[str, Any]:
-    error = float(values.std() / len(values) ** 0.5)
+    masses = _masses(means.values(), random_walk(length, dim, batch=draws, generator=generator))
+    of_name = {name: masses[mean] for name, mean in means.items()}
     return {
-        "form": form,
-        "case": case,
-        "predicted": predicted,
-        "simulated": float(values.mean()),
-        "standard_error": error,
+        "linear": {name: linear.tolist() for name, (_, linear) in of_name.items()},
+        "softmax": {name: (mass / mass.max()).tolist() for name, (mass, _) in of_name.items()},
+    }
+
+
+def _masses(means: Iterable[float], tokens: Tensor) -> dict[float, tuple[Tensor, Tensor]]:
+    """Return, by mean, the gradient mass of softmax on tokens (batch, T, d) and ρ by the exact law; (T,) each."""
+    length, dim = tokens.shape[-2:]
+    unit, theta = torch.eye(dim, dtype=torch.float64) / dim, torch.arange(1, length + 1, dtype=torch.float64) / length
+    logits = last_logits(tokens, unit)
+    return {
+        mean: (
+            softmax_gradient_mass(softmax_attention(mean * logits)).site.mean(0),
+            signal_propagation(theta, mean * unit, length=length, method="exact"),
+        )
+        for mean in means
     }
 
 
@@ -255,13 +167,13 @@ def softmax_localizes(tables: Tables, tolerance: float = SAME_PROFILE) -> Verdic
     cases: dict[str, bool | None] = {}
     by_law = []
     for tokens, group in tested.groupby("tokens", sort=False):
-        found = group[["total_variation", "low", "high"]].to_numpy(float)
-        apart = [above(Interval(*row), tolerance) for row in found]
+        distances = group[["total_variation", "low", "high"]].to_numpy(float)
+        apart = [above(Interval(*distance), tolerance) for distance in distances]
         agree = [None if status is None else not status for status in apart]
         cases |= {f"{tokens}, {setting}": status for setting, status in zip(group["setting"], agree, strict=True)}
         by_law.append(f"{sum(status is True for status in agree)} of {len(agree)} on {tokens}")
-    told = f"by law of tokens: {', '.join(by_law)}; {len(table) - len(tested)} settings in which both profiles are flat"
-    return settings_verdict(cases, f"{told} are left out")
+    flat = f"{len(table) - len(tested)} settings in which both profiles are flat are left out"
+    return settings_verdict(cases, f"by law of tokens: {', '.join(by_law)}; {flat}")
 
 
 def softmax_closed_forms(tables: Tables, margin: float = CLOSE) -> Verdict:
@@ -276,8 +188,8 @@ def softmax_closed_forms(tables: Tables, margin: float = CLOSE) -> Verdict:
         )
         for form, case, ratio, half in zip(table["form"], table["case"], ratios, halves, strict=True)
     }
-    told = f"largest distance of a mean {100 * float(np.abs(ratios - 1).max()):.1f}%" if len(ratios) else ""
-    verdict = settings_verdict(cases, told)
+    remark = f"largest distance of a mean {100 * float(np.abs(ratios - 1).max()):.1f}%" if len(ratios) else ""
+    verdict = settings_verdict(cases, remark)
     return verdict._replace(outcome="not reproduced") if False in cases.values() else verdict
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from qkrepro.evidence.claims import Claim, Tables, Verdict, judge, outcome_in_setting
 from qkrepro.evidence.numbers import COMMITTED_PROFILE, changed_parameters, save_numbers, stored
+from qkrepro.evidence.panels import store_panels
 from qkrepro.evidence.rounding import GLUED_DIGITS, rounded, significant
 from qkrepro.evidence.style import use_style
 
@@ -123,6 +124,7 @@ def open_page(chapter: ModuleType, profile: str, *, threads: int = 1) -> Page:
 
     torch.set_num_threads(threads)
     use_style()
+    store_panels()
     return Page(chapter, profile)
 
 

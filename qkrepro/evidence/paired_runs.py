@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from qkrepro.evidence.wording import passes
 from qkrepro.theory.statistics import NO_INTERVAL, Interval, mean_interval
 
 TRAINING = ("best_epoch", "last_epoch", "corpus_words")  # passes until the best, until the last evaluation; words
 FEWEST_SEEDS = 3
+FRACTIONS = (0.25, 0.5, 1.0)  # of the baseline's budget, after which its losses are to be reached
 
 
 def seed_means(table: pd.DataFrame, column: str, *, log: bool = False) -> pd.DataFrame:
@@ -63,6 +65,38 @@ def paired_curves(curves: pd.DataFrame, column: str, *, percent: bool = False) -
     difference = rows[column] - rows["baseline"]
     rows = rows.assign(difference=100 * difference / rows["baseline"] if percent else difference)
     return rows[["seed", "kappa", "update", "epoch", "difference"]].reset_index(drop=True)
+
+
+def updates_to(update: ArrayLike, loss: ArrayLike, level: float) -> float:
+    """Return after how many updates a loss first reaches a level, linear between evaluations; NaN if it never does."""
+    time, value = np.asarray(update, dtype=np.float64), np.asarray(loss, dtype=np.float64)
+    below = np.flatnonzero(value <= level)
+    if not len(below):
+        return float("nan")
+    last = below[0]
+    if last == 0:
+        return float(time[0])
+    share = (value[last - 1] - level) / (value[last - 1] - value[last])
+    return float(time[last - 1] + share * (time[last] - time[last - 1]))
+
+
+def pace(curves: pd.DataFrame, kappa: float) -> pd.DataFrame:
+    """Return how soon the arm has the validation losses of its baseline: seed, fraction, baseline, locater, reached.
+
+    baseline, locater: updates until the loss that the baseline has after each of FRACTIONS of its budget. An arm that
+    does not reach it is entered with its budget and one interval between evaluations more; `reached` is 0 there.
+    """
+    rows = []
+    for seed, runs in curves[curves["kappa"].isin([0.0, kappa])].sort_values("update").groupby("seed"):
+        arms = {value: run[["update", "valid_loss"]].to_numpy(float).T for value, run in runs.groupby("kappa")}
+        if len(arms) == 2:
+            (time, loss), (other, other_loss) = arms[0.0], arms[kappa]
+            late = other[-1] + np.diff(other).max()
+            for fraction in FRACTIONS:
+                level = float(np.interp(fraction * time[-1], time, loss))
+                own, needed = updates_to(time, loss, level), updates_to(other, other_loss, level)
+                rows.append((seed, fraction, own, late if np.isnan(needed) else needed, int(not np.isnan(needed))))
+    return pd.DataFrame(rows, columns=["seed", "fraction", "baseline", "locater", "reached"])
 
 
 def chosen_kappa(summary: pd.DataFrame) -> float:

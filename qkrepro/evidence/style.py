@@ -65,7 +65,7 @@ QUANTITIES = {
     "frobenius": r"$\Vert W\Vert_F\,/\,\lambda$",
     "spectral_norm": r"$\Vert W\Vert_2\,/\,\lambda$",
     "trace": r"$\mathrm{tr}\,W\,/\,\lambda$",
-    "relative_variance": r"$\sigma^2/\mu^2$ of $d_{head}$ eigenvalues",
+    "relative_variance": r"$\sigma^2/\mu^2$",
     "index": "localization index",
     "level": "propagation level",
     "centre": "localization centre",
@@ -123,6 +123,16 @@ def label_lines(axis: Axes, *, gap: float = 0.08, offset: float = 4) -> None:
         )
 
 
+def name_colours(axis: Axes, colours: Mapping[str, Any], place: tuple[float, float], *, gap: float = 0.08) -> None:
+    """Write what colours mean, a line a name in its colour, instead of a legend.
+
+    colours: name to colour. place: of the first name's upper left corner, as shares of the axes. gap: down to the next.
+    """
+    for number, (name, colour) in enumerate(colours.items()):
+        where: dict[str, Any] = {"va": "top", "fontsize": "small", "transform": axis.transAxes}
+        axis.text(place[0], place[1] - gap * number, name, color=colour, **where)
+
+
 def plot_correlations(table: pd.DataFrame, ax: Axes, target: str = "entropy") -> None:
     """Draw rank correlations with their intervals, one line per quantity; table: quantity, correlation, low, high."""
     place = np.arange(len(table))[::-1]
@@ -130,7 +140,7 @@ def plot_correlations(table: pd.DataFrame, ax: Axes, target: str = "entropy") ->
     error = np.stack([middle - table["low"].to_numpy(), table["high"].to_numpy() - middle])
     ax.errorbar(middle, place, xerr=error, fmt="o", capsize=3)
     ax.axvline(0, color=INK, linewidth=1)
-    ax.set(xlim=(-1, 1), xlabel=f"rank correlation with {target}, over heads")
+    ax.set(xlim=(-1, 1), xlabel=f"rank correlation with {target}")
     ax.set_yticks(place, [QUANTITIES[name] for name in table["quantity"]])
     ax.grid(axis="y", visible=False)
 

@@ -9,13 +9,21 @@ Source: book, "Both at once", "Real weights", "LocAteR".
 import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from qkrepro.publishing.explorer_marks import BEND, MarkGroup, mark_states, neighbour_correlation, plane_marks
+from qkrepro.evidence.numbers import load_numbers
+from qkrepro.publishing.explorer_marks import (
+    BEND,
+    MarkGroup,
+    cell_states,
+    mark_states,
+    neighbour_correlation,
+    plane_marks,
+)
 from qkrepro.publishing.explorer_values import LAYERS, LENGTH, SOFTMAXES, VALUES, read_values
 from qkrepro.theory.tokens import TOKEN_LAWS, TokenLaw
 
@@ -48,6 +56,33 @@ def neighbours_line(root: Path) -> str:
     )
 
 
+def windows_table(root: Path, values: Mapping[str, Any]) -> str:
+    """Where means are safe on the map, and where chapter "How large must the mean be?" has them without variance.
+
+    After DEPTH layers of the true softmax, for T = LENGTH tokens, as Markdown. Of the map: safe cells of its row of
+    least dispersion. Of the chapter: predicted ends of the window, and measured ones (geometric means over seeds).
+    """
+    numbers = load_numbers("how_large_a_mean", root / "notebooks" / "numbers")
+    grid = values["grid"]
+    head = ["tokens", f"on the map, dispersion {grid['dispersions'][0]:g}", "predicted, no variance"]
+    lines = [f"| {' | '.join(head)} | measured, no variance |", "| --- | --- | --- | --- |"]
+    for tokens in TOKEN_LAWS:
+        states = cell_states(values, tokens, "true", DEPTH)[:: len(grid["dispersions"])]
+        safe = [mean for mean, state in zip(grid["means"], states, strict=True) if state == "safe"]
+        cells = [tokens, _signed(safe) if safe else "no mean is safe"]
+        for name in ("predicted", "measured"):
+            rows = numbers[name]
+            rows = rows[(rows["tokens"] == tokens) & (rows["length"] == LENGTH) & (rows["layers"] == DEPTH)]
+            ends = [math.exp(rows[end].map(math.log).mean()) if len(rows) else math.nan for end in ("lower", "upper")]
+            cells.append(f"from {ends[0]:.1f} to {ends[1]:.1f}" if len(rows) else "not in that chapter")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _signed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}".replace("-", "−") for value in values)
+
+
 def counts_table(groups: Mapping[str, MarkGroup], values: Mapping[str, Any]) -> str:
     """Where the marks lie after 8 layers: how many are safe in a sentence, all states as a table, in Markdown."""
     table = mark_states(groups, values, DEPTH)
@@ -76,6 +111,7 @@ def write_explorer(root: Path, work: Path) -> None:
     marks = json.dumps({"groups": {key: asdict(group) for key, group in groups.items()}}, separators=(",", ":"))
     written = {
         "book/generated/explorer.html": page_fragment(groups, values),
+        "book/generated/explorer_windows.md": windows_table(root, values),
         "book/generated/explorer_counts.md": counts_table(groups, values) + neighbours_line(root),
         "local/explorer/values.js": (root / VALUES).read_text(encoding="utf-8"),
         "local/explorer/marks.js": f"window.explorerMarks = {marks};\n",

@@ -129,7 +129,7 @@ def nearest_cell(x: float, y: float, grid: Mapping[str, Any]) -> tuple[int, int]
 
 
 def cell_states(values: Mapping[str, Any], tokens: str, softmax: str, layer: int) -> list[str]:
-    """One of STATES for every cell, mean by mean: the rule of chapter 8, else which mean is below one half."""
+    """One of STATES for every cell, mean by mean: safe by the record's rule, else which mean is below one half."""
     depth = f"depth/{tokens}/{softmax}"
     safe = values["arrays"][f"{depth}/safe"].values[layer - 1] == 1
     mean = values["arrays"][f"{depth}/mean"].values

@@ -65,6 +65,7 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, log: Ca
         _give_the_entrance_an_icon(built)
         _name_the_toggles(built)
         _empty_the_downloads(built)
+        _leave_out_what_no_browser_asks_for(built)
         problems += site_problems(built, pages)
         if problems and not draft:
             raise SiteError(f"the site has {len(problems)} problems: {'; '.join(problems[:20])}")
@@ -212,6 +213,13 @@ def _empty_the_downloads(site: Path) -> None:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         write_notebook(notebook, path)
+
+
+def _leave_out_what_no_browser_asks_for(site: Path) -> None:
+    """Take away maps for who debugs the theme, and fonts that are there in the format of every browser too."""
+    for path in [*site.rglob("*.map"), *site.rglob("*.ttf")]:
+        if path.suffix == ".map" or path.with_suffix(".woff2").is_file():
+            path.unlink()
 
 
 def _name_the_toggles(built: Path) -> None:

@@ -58,7 +58,7 @@ def softmax_attention(
     Raises ArgumentError for λ <= 0, non-finite logits, a row with nothing visible; ShapeError for the mask's shape.
     """
     visible = _visible(logits, temperature, mask)
-    return torch.softmax((logits.double() / temperature).masked_fill(~visible, -torch.inf), dim=-1)
+    return torch.softmax((logits.double() / temperature).masked_fill_(~visible, -torch.inf), dim=-1)
 
 
 def piecewise_linear_attention(
@@ -112,28 +112,28 @@ def softmax_gradient_mass(attention: Float[Tensor, "*batch T"]) -> GradientMass:
 
 
 def _visible(logits: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
-    """Check the input and return the mask in the shape of the logits."""
+    """Check the input and return the mask, of a shape that broadcasts to that of the logits."""
     check_number("temperature", temperature, above=0)
     if logits.ndim < 1 or logits.shape[-1] == 0:
         raise ShapeError(f"logits must have shape (..., T) with T >= 1, got {tuple(logits.shape)}")
     check_finite("logits", logits)
     if mask is None:
-        return torch.ones_like(logits, dtype=torch.bool)
+        return torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
     if mask.dtype != torch.bool:
         raise ArgumentError(f"mask must have dtype torch.bool (True for visible), got {mask.dtype}")
     try:
-        visible = mask.to(logits.device).broadcast_to(logits.shape)
+        mask.broadcast_to(logits.shape)
     except RuntimeError:
         raise ShapeError(
             f"mask must broadcast to the shape of logits {tuple(logits.shape)}, got {tuple(mask.shape)}"
         ) from None
-    if not bool(visible.any(-1).all()):
+    if not bool(mask.any(-1).all()):
         raise ArgumentError("mask must leave at least one visible key per row")
-    return visible
+    return mask.to(logits.device)
 
 
 def _centred(logits: Tensor, temperature: float, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ω_i − ω̄ (..., T), the number of visible keys (..., 1) and the mask (..., T)."""
+    """Return ω_i − ω̄ (..., T), the number of visible keys and the mask; both broadcast to (..., T)."""
     visible = _visible(logits, temperature, mask)
     count = visible.sum(-1, keepdim=True)
     values = logits.double().masked_fill(~visible, 0.0)

@@ -8,8 +8,10 @@ Source: book, "Theory: how large the mean must be"; Chen, Lin, Polyanskiy and Ri
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -116,6 +118,32 @@ def cosine_limit(growth: Float[Tensor, "*shape"] | float, similarity: float) -> 
     side = torch.sign(torch.round(values * (1 - similarity) - 1, decimals=12))
     below, at = torch.ones_like(values), torch.full_like(values, 4 * similarity / (1 + 3 * similarity))
     return torch.where(side < 0, below, torch.where(side > 0, torch.full_like(values, similarity), at))
+
+
+def simplex_curves(lengths: Sequence[int], growths: Sequence[float], *, similarity: float) -> pd.DataFrame:
+    """Return the cosine after one layer of full attention on tokens at equal angles; one row a length and growth.
+
+    growths: ξ/λ over the critical mean log T/(1 − ϱ). Columns length (0 for the limit), growth, cosine.
+    """
+    rows: list[tuple[int, float, float]] = []
+    for growth in growths:
+        for length in lengths:
+            mean = growth * math.log(length) / (1 - similarity)
+            rows.append((length, growth, float(simplex_layers(length, similarity, mean, 1)[-1])))
+        rows.append((0, growth, float(cosine_limit(growth / (1 - similarity), similarity))))
+    return pd.DataFrame(rows, columns=["length", "growth", "cosine"])
+
+
+def right_angle_curves(depths: Sequence[int], growths: Sequence[float], *, length: int) -> pd.DataFrame:
+    """Return the cosine of independent tokens after some layers of full attention; growths are ξ/λ over log T.
+
+    Columns layers, growth, cosine and threshold, 1 − 1/(2L); one row a depth and growth.
+    """
+    rows = []
+    for growth in growths:
+        cosines = simplex_layers(length, 0.0, growth * math.log(length), max(depths))
+        rows += [(depth, growth, float(cosines[depth]), 1 - 1 / (2 * depth)) for depth in depths]
+    return pd.DataFrame(rows, columns=["layers", "growth", "cosine", "threshold"])
 
 
 def _check(length: int, similarity: float) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
@@ -154,21 +155,35 @@ def layer_entropy(attention: Float[Tensor, "*batch T T"], *, causal: bool = True
 
 def first_attention(spectra: Sequence[Spectrum], stack: Stack, *, seed: int) -> Float64[Tensor, "spectra T T"]:
     """Return the attention of the first layer of `depth_experiment`, (S, T, T), for looking at."""
+    x, units, _ = _draws(replace(_weights_alone(stack), layers=1), seed)
+    return _attention(x.expand(len(spectra), -1, -1), spectra, stack, units[0])
+
+
+def _weights_alone(stack: Stack) -> Stack:
+    """Return the stack with the options on which its draws do not depend at their defaults."""
+    return replace(stack, residual=False, layer_norm=True, temperature=1.0, causal=True)
+
+
+@lru_cache(maxsize=40)  # 1.5 MB each for 24 layers of width 64; architectures that differ in nothing else share them
+def _draws(stack: Stack, seed: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the input (T, d) and, layer by layer, the unit matrix and W_V, (d, d) each, for reading alone."""
     generator = Generator().manual_seed(seed)
-    x = stack.draw_input(generator)
-    return _attention(x.expand(len(spectra), -1, -1), spectra, stack, generator)
+    x, units, values = stack.draw_input(generator), [], []
+    for _ in range(stack.layers):
+        units.append(random_spectrum_matrix(stack.dim, 0.0, 1.0, symmetric=stack.symmetric, generator=generator))
+        values.append(_value_matrix(stack, generator))
+    return x, units, values
 
 
 def _one_seed(
     spectra: Sequence[Spectrum], stack: Stack, seed: int, layers: Collection[int], measures: Sequence[str]
 ) -> pd.DataFrame:
-    generator = Generator().manual_seed(seed)
-    tokens = stack.draw_input(generator)[None]  # (1, T, d)
+    tokens, units, values = _draws(_weights_alone(stack), seed)
     x = tokens.expand(len(spectra), -1, -1)  # (S, T, d), S spectra side by side
-    rows = [{"layer": 0, "entropy": math.nan, **_measured(tokens, measures)}]
-    for layer in range(1, stack.layers + 1):
-        attention = _attention(x, spectra, stack, generator)  # (S, T, T)
-        mixed = attention @ x @ _value_matrix(stack, generator)  # (S, T, d)
+    rows = [{"layer": 0, "entropy": math.nan, **_measured(tokens[None], measures)}]
+    for layer, (unit, w_v) in enumerate(zip(units, values, strict=True), start=1):
+        attention = _attention(x, spectra, stack, unit)  # (S, T, T)
+        mixed = attention @ x @ w_v  # (S, T, d)
         x = x + mixed if stack.residual else mixed
         x = _layer_norm(x) if stack.layer_norm else x
         if layer in layers:
@@ -188,9 +203,8 @@ def _measured(x: Tensor, measures: Sequence[str]) -> dict[str, Any]:
     return {name: value.item() if len(value) == 1 else value.numpy() for name, value in values.items()}
 
 
-def _attention(x: Tensor, spectra: Sequence[Spectrum], stack: Stack, generator: Generator) -> Tensor:
-    """Return the attention (S, T, T) of tokens (S, T, d); one draw of eigenvectors and eigenvalues serves all S."""
-    unit = random_spectrum_matrix(stack.dim, 0.0, 1.0, symmetric=stack.symmetric, generator=generator)  # (d, d)
+def _attention(x: Tensor, spectra: Sequence[Spectrum], stack: Stack, unit: Tensor) -> Tensor:
+    """Return the attention (S, T, T) of tokens (S, T, d); one draw of eigenvectors and eigenvalues serves all."""
     traces, spreads = torch.tensor(spectra, dtype=torch.float64).T[..., None, None]  # (S, 1, 1) each
     eye = torch.eye(stack.dim, dtype=torch.float64)
     w = traces / stack.dim * eye + spreads / math.sqrt(stack.dim) * unit  # (S, d, d)

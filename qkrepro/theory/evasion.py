@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qkrepro.errors import ArgumentError, ShapeError, check_number
@@ -51,6 +53,24 @@ def evading_map(w: Float[Tensor, "d d"], tau: float = 1.0, *, small: float = 1e-
     gain = torch.where(positive, (values.clamp(min=0) * (count + 1) / tau).sqrt(), torch.full_like(values, 1 / small))
     b: Tensor = (vectors * gain) @ vectors.mT
     return b
+
+
+def hidden_head(count: int, *, dim: int, tokens: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return a dispersed head before and after the change of tokens that hides it from the penalty.
+
+    count: positive eigenvalues of W, (dim, dim). Returns eigenvalues and hidden_eigenvalues, (count,), from the
+    largest, and logits and hidden_logits of random tokens with W and after the change, (tokens²,).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64)).Q[:, :count]
+    w = (basis * torch.logspace(0.5, -1.5, count, dtype=torch.float64)) @ basis.T
+    b = evading_map(w)
+    moved = change_coordinates(w, b)
+    x = torch.randn(tokens, dim, generator=generator, dtype=torch.float64)
+    values = {"eigenvalues": torch.linalg.eigvalsh(w), "hidden_eigenvalues": torch.linalg.eigvalsh(moved)}
+    shown = {name: value.flip(0)[:count].numpy() for name, value in values.items()}
+    y = x @ b.T  # the tokens Bx
+    return shown | {"logits": (x @ w @ x.T).flatten().numpy(), "hidden_logits": (y @ moved @ y.T).flatten().numpy()}
 
 
 def _checked(name: str, w: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from qkrepro.errors import ArgumentError, ShapeError, check_choice, check_finite, check_integer, check_number
 from qkrepro.theory.exact_law import interval_probability
 from qkrepro.theory.gaussian_profile import gaussian_profile, limit_law, profile_localization
-from qkrepro.theory.spectrum import check_square, covariance_root, matrix_moments
+from qkrepro.theory.spectrum import check_square, covariance_root
 
 if TYPE_CHECKING:  # shapes in types are for mypy and the tests
     from jaxtyping import Float, Float64
@@ -171,10 +171,8 @@ def signal_propagation(
     check_choice("method", method, METHODS)
     m = whiten(w, cov)  # (d, d)
     if method == "limit":
-        moments = matrix_moments(m)
-        return signal_propagation_limit(
-            theta, moments.trace, moments.trace_sq, moments.frobenius_sq, temperature, length
-        )
+        trace, trace_sq, frobenius_sq = m.diagonal().sum(), (m * m.mT).sum(), m.square().sum()
+        return signal_propagation_limit(theta, trace, trace_sq, frobenius_sq, temperature, length)
     if length is None:
         raise ArgumentError("length must be an integer >= 2 with method 'exact', got None")
     gamma, spread_sq, lower, upper = finite_length_law(theta, length, temperature)

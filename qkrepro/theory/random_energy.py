@@ -9,12 +9,17 @@ Source: book, "Theory: how large the mean must be"; Derrida 1981; Giorlandino an
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
+import pandas as pd
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from qkrepro.errors import ShapeError, check_finite, check_integer, check_number
+from qkrepro.theory.attention import attention_entropy, softmax_attention
+from qkrepro.theory.depth import Spectrum, Stack, first_attention, layer_entropy
 
 if TYPE_CHECKING:  # shapes in types are for mypy and the tests
     from jaxtyping import Float, Float64
@@ -146,6 +151,50 @@ def concentrated_row(
         rows.append(torch.stack([row.entropy @ weights, row.own_weight @ weights]))
     entropy, own_weight = torch.stack(rows).T
     return ExpectedRow(entropy, own_weight)
+
+
+def entropy_over_spread(counts: Sequence[int], ratios: Sequence[float], *, draws: int, seed: int) -> pd.DataFrame:
+    """Return the entropy of rows of independent logits over log n: simulated, exact expectation and limit.
+
+    counts: n. ratios: b, spread over √(2 log n). draws: rows simulated for each n. One row a case: count, ratio,
+    simulated, standard_error, exact, limit.
+    """
+    generator = Generator().manual_seed(seed)
+    rows = []
+    for count in counts:
+        noise = torch.randn(draws, count, generator=generator, dtype=torch.float64)
+        for ratio in ratios:
+            spread = ratio * math.sqrt(2 * math.log(count))
+            sample = attention_entropy(softmax_attention(spread * noise)) / math.log(count)  # (draws,)
+            simulated, error = float(sample.mean()), float(sample.std()) / math.sqrt(draws)
+            exact = mean_entropy(count, spread) / math.log(count)
+            rows.append((count, ratio, simulated, error, exact, float(entropy_limit(ratio))))
+    return pd.DataFrame(rows, columns=["count", "ratio", "simulated", "standard_error", "exact", "limit"])
+
+
+def entropy_over_dispersion(
+    growths: Sequence[float], dispersions: Sequence[float], *, length: int, dim: int, seeds: Iterable[int]
+) -> pd.DataFrame:
+    """Return the entropy of independent tokens in one layer over the dispersion, at means of growth · log T.
+
+    Symmetric matrices of drawn spectra, of width `dim`, one draw a seed. Columns growth, mean_scaled, dispersion, seed,
+    entropy_ratio (last half of the queries, to uniform attention) and predicted (the exact expectation at the middle of
+    that half).
+    """
+    stack = Stack(layers=1, length=length, dim=dim, tokens="independent")
+    table = pd.DataFrame(product(growths, dispersions), columns=["growth", "dispersion"])
+    table.insert(1, "mean_scaled", table["growth"] * math.log(length))
+    spectra = [Spectrum(*pair) for pair in table[["mean_scaled", "dispersion"]].to_numpy().tolist()]
+    middle = round(0.75 * length)
+    rows = [
+        concentrated_row(middle, dim, torch.tensor([trace], dtype=torch.float64), spread) for trace, spread in spectra
+    ]
+    predicted = torch.cat([row.entropy for row in rows]) / stack.entropy_scale
+    drawn = []
+    for seed in seeds:
+        entropy = layer_entropy(first_attention(spectra, stack, seed=seed)) / stack.entropy_scale
+        drawn.append(table.assign(seed=seed, entropy_ratio=entropy.numpy(), predicted=predicted.numpy()))
+    return pd.concat(drawn, ignore_index=True)
 
 
 def _expected_row(count: int, spread: float, own: Tensor) -> ExpectedRow:

@@ -96,7 +96,7 @@ def random_walk(
     ShapeError
         A cov of another shape.
     """
-    return independent_tokens(length, dim, cov=cov, batch=batch, generator=generator).cumsum(-2)
+    return independent_tokens(length, dim, cov=cov, batch=batch, generator=generator).cumsum_(-2)
 
 
 def independent_tokens(

@@ -6,10 +6,13 @@ Source: book, "Theory: LocAteR" (ours; the conserved matrix is in Du, Hu and Lee
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import ArrayLike, NDArray
 from scipy import integrate
 from torch import Tensor
 
@@ -161,6 +164,56 @@ def penalty_flow(
     frobenius_sq = (q @ q.mT * (k @ k.mT)).sum((-2, -1))
     change = torch.linalg.matrix_norm(imbalance(q, k) - imbalance(q[:1], k[:1]))
     return FlowPath(torch.from_numpy(times), penalty(q, k, tau), trace, trace.square() / frobenius_sq, change)
+
+
+def eigenvalue_flow(start: ArrayLike, times: ArrayLike, *, tau: float | None) -> NDArray[np.float64]:
+    """Return the eigenvalues of a symmetric W under gradient flow of the penalty in W itself, (times, d).
+
+    start: (d,) eigenvalues at time 0. tau: the target trace; None for ‖W‖_F² alone. Their mean m follows
+    dm/dt = −2m − 2(d m − τ), and their distances from it shrink like e^{−2t} either way.
+    """
+    values, time = np.asarray(start, dtype=np.float64), np.asarray(times, dtype=np.float64)[:, None]
+    mean, count = values.mean(), len(values)
+    if tau is None:
+        return values * np.exp(-2 * time)
+    rest = tau / (count + 1)
+    moved: NDArray[np.float64] = rest + (mean - rest) * np.exp(-2 * (count + 1) * time)
+    moved = moved + (values - mean) * np.exp(-2 * time)
+    return moved
+
+
+def saddle_paths(*, d_head: int, d_model: int, nudges: Mapping[int, float], time: float, seed: int) -> pd.DataFrame:
+    """Return gradient flow of the penalty from beside its saddles: rank, time, N_W, penalty.
+
+    nudges: rank of the saddle (0 for the origin) to the size of the random step aside.
+    """
+    tables = []
+    for rank, nudge in nudges.items():
+        generator = torch.Generator().manual_seed(seed)
+        saddle = critical_point(d_head, d_model, rank, generator=generator)
+        step = nudge * torch.randn(2, d_head, d_model, generator=generator, dtype=torch.float64)
+        path = penalty_flow(saddle[0] + step[0], saddle[1] + step[1], time=time)
+        columns = {"time": path.time, "N_W": path.effective_number, "penalty": path.penalty}
+        tables.append(pd.DataFrame({name: value.numpy() for name, value in columns.items()}).assign(rank=rank))
+    return pd.concat(tables, ignore_index=True)
+
+
+def balance_over_steps(sizes: Sequence[float], *, d_head: int, d_model: int, time: float, seed: int) -> pd.DataFrame:
+    """Return how far gradient descent of the penalty moves Δ = W_qW_qᵀ − W_kW_kᵀ: size (of a step), time, change.
+
+    change: ‖Δ(t) − Δ(0)‖_F over ‖Δ(0)‖_F, from one random start; gradient flow would leave it at 0.
+    """
+    start = torch.randn(2, d_head, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows = []
+    for size in sizes:
+        w_q, w_k = start / d_model**0.5
+        first = imbalance(w_q, w_k)
+        for step in range(round(time / size) + 1):
+            change = torch.linalg.matrix_norm(imbalance(w_q, w_k) - first) / torch.linalg.matrix_norm(first)
+            rows.append({"size": size, "time": step * size, "change": float(change)})
+            g_q, g_k = penalty_gradient(w_q, w_k)
+            w_q, w_k = w_q - size * g_q, w_k - size * g_k
+    return pd.DataFrame(rows)
 
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:

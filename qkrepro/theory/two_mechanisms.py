@@ -6,7 +6,7 @@ q = σ²‖Q‖²/d. Source: arXiv 2402.03902 (model); the equations as solved h
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,19 +26,44 @@ def staying(h: Tensor) -> Tensor:
 
 
 class Samples(NamedTuple):
-    """Quasi-random Gaussian pairs of the teacher, z, and of the rest, rest, (n, 2), with the target's diagonal."""
+    """Gaussian pairs of the teacher, z, and of the rest, (n, 2), the target's diagonal, (n, 2), and weights, (n,)."""
 
     z: Tensor
     rest: Tensor
     target: Tensor
+    shares: Tensor
+
+    def mean(self, values: Tensor) -> float:
+        """Return the weighted mean of values (n,)."""
+        return float(self.shares @ values)
 
 
 def draw_samples(weight: float, points: int, seed: int) -> Samples:
     """Return scrambled Sobol points of the four Gaussians; weight: ω of the target. points: a power of two."""
     uniform = qmc.Sobol(4, rng=seed).random(points).clip(1e-12, 1 - 1e-12)
     normal = torch.from_numpy(norm.ppf(uniform))
-    z, rest = normal[:, :2], normal[:, 2:]
-    return Samples(z, rest, (1 - weight) * staying(NOISE * z) + weight * STAYING)
+    return _samples(weight, normal[:, :2], normal[:, 2:], torch.full((points,), 1 / points, dtype=torch.float64))
+
+
+def _samples(weight: float, z: Tensor, rest: Tensor, shares: Tensor) -> Samples:
+    return Samples(z, rest, (1 - weight) * staying(NOISE * z) + weight * STAYING, shares)
+
+
+def coarse_samples(weight: float, overlap: float) -> Samples:
+    """Return the 144 nodes with which the source integrates: Stroud and Secrest's 12 of degree 7, for either pair.
+
+    weight: ω of the target. overlap: cosine θ/(σ√q) of student and teacher; one pair of Gaussians is the student's.
+    """
+    corners = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
+    rings, parts = [(corners @ corners[[0, 1]].mT / 2 * math.sqrt(6))], [1 / 36]
+    for sign in (-1, 1):
+        rings.append(corners * math.sqrt((9 + 3 * sign * math.sqrt(5)) / 4))
+        parts.append((5 - 2 * sign * math.sqrt(5)) / 45)
+    plane, part = torch.cat(rings), torch.tensor(parts, dtype=torch.float64).repeat_interleave(4)  # (12, 2), (12,)
+    student, other = plane.repeat_interleave(12, 0), plane.repeat(12, 1)
+    across = math.sqrt(max(1 - overlap**2, 1e-9))
+    z, rest = overlap * student + across * other, across * student - overlap * other
+    return _samples(weight, z, rest, torch.outer(part, part).flatten())
 
 
 def proximal(centre: Tensor, target: Tensor, stiffness: float, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,9 +99,9 @@ def envelope(centre: Tensor, target: Tensor, stiffness: float) -> Tensor:
     corners = [(0.5, -0.5), (-0.5, 0.5), (0.6, 0.6), (-0.6, -0.6)]
     starts = [torch.tensor(corner, dtype=torch.float64).expand_as(centre) for corner in corners]
     for start in [2 * centre, *starts]:
-        minimiser, depth = proximal(centre, target, stiffness, start)
+        minimum, depth = proximal(centre, target, stiffness, start)
         deeper = depth < value - 1e-12
-        best, value = torch.where(deeper[:, None], minimiser, best), torch.minimum(value, depth)
+        best, value = torch.where(deeper[:, None], minimum, best), torch.minimum(value, depth)
     return best
 
 
@@ -92,17 +117,33 @@ def state_update(state: Sequence[float], alpha: float, samples: Samples) -> tupl
     after = envelope(before, samples.target, 1 / (NOISE**2 * response))
     g = (after - before) / (NOISE**2 * response)
     turned = NOISE * (samples.z - theta / width * samples.rest)
-    m_hat, theta_hat = (alpha * (g * toward).sum(-1).mean().item() for toward in (OPPOSITE, turned))
-    q_hat = alpha * NOISE**2 * g.square().sum(-1).mean().item()
-    v = 1 / (DECAY - alpha * NOISE * (g * samples.rest).sum(-1).mean().item() / width)
+    m_hat, theta_hat = (alpha * samples.mean((g * toward).sum(-1)) for toward in (OPPOSITE, turned))
+    q_hat = alpha * NOISE**2 * samples.mean(g.square().sum(-1))
+    v = 1 / (DECAY - alpha * NOISE * samples.mean((g * samples.rest).sum(-1)) / width)
     return (m_hat * v, theta_hat * v, v**2 * (q_hat + theta_hat**2 + m_hat**2), v), before, after
 
 
-def fixed_point(alpha: float, samples: Samples, mechanism: str, start: Sequence[float] = ()) -> dict[str, Any]:
-    """Return m, theta, q, response, energy (train loss over d), error and whether the solver converged, on one branch.
+def fixed_point(
+    alpha: float,
+    samples: Samples | Callable[[float], Samples],
+    mechanism: str,
+    start: Sequence[float] = (),
+    tested: Samples | None = None,
+) -> dict[str, Any]:
+    """Solve the saddle-point equations on one branch.
 
-    alpha: samples per dimension. samples: of the Gaussians. mechanism: one of MECHANISMS. start: (m or θ, q, V) to
-    begin from. error: squared error over d, twice the loss, as the source counts it.
+    Parameters
+    ----------
+    alpha: samples of the data over the dimension.
+    samples: points of the integration, or what returns them for an overlap of student and teacher.
+    mechanism: one of MECHANISMS, the branch.
+    start: (m or θ, q, V) to begin from.
+    tested: points that energy and error are integrated with, where they differ.
+
+    Returns
+    -------
+    m, theta, q, response, energy (train loss over d), error (squared, over d: twice the loss, as the source counts it)
+    and whether the solver converged.
     """
     place = MECHANISMS.index(mechanism)
     begin = start or ((0.257, 0.2, 45.0) if place == 0 else (0.63, 0.45, 50.0))
@@ -110,14 +151,18 @@ def fixed_point(alpha: float, samples: Samples, mechanism: str, start: Sequence[
     def state(x: Any) -> list[float]:
         return [x[0] * (place == 0), x[0] * (place == 1), abs(x[1]), 100 * abs(x[2])]
 
+    def points(x: Any) -> Samples:
+        return samples if isinstance(samples, Samples) else samples(state(x)[1] / abs(x[1]) ** 0.5)
+
     def residual(x: Any) -> list[float]:
-        new, _, _ = state_update(state(x), alpha, samples)
+        new, _, _ = state_update(state(x), alpha, points(x))
         return [new[place] - x[0], new[2] - x[1], new[3] / 100 - x[2]]
 
     solved = root(residual, [begin[0], begin[1], begin[2] / 100], options={"xtol": 1e-5})
     m, theta, q, response = state(solved.x)
-    _, before, after = state_update([m, theta, q, response], alpha, samples)
-    train, test = (NOISE**2 * (staying(h) - samples.target).square().sum(-1).mean().item() for h in (after, before))
+    judged = tested or points(solved.x)
+    _, before, after = state_update([m, theta, q, response], alpha, judged)
+    train, test = (NOISE**2 * judged.mean((staying(h) - judged.target).square().sum(-1)) for h in (after, before))
     order = {"m": m, "theta": NOISE**2 * theta, "q": NOISE**2 * q, "response": response}
     closed = {"energy": alpha * train + DECAY / 2 * q, "error": 2 * test, "converged": bool(solved.success)}
     return {"alpha": alpha, "mechanism": mechanism} | order | closed

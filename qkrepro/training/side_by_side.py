@@ -17,6 +17,12 @@ def matrices(runs: int, rows: int, columns: int, generator: Generator) -> nn.Par
     return nn.Parameter(torch.randn(runs, rows, columns, generator=generator, dtype=torch.float64) / columns**0.5)
 
 
+def through(vectors: Tensor, weights: Tensor) -> Tensor:
+    """Return W x of vectors (runs, batch, T, d) with a matrix a run, (runs, rows, d): (runs, batch, T, rows)."""
+    products = vectors.flatten(1, 2) @ weights.mT  # one product a run; one a sequence takes several times as long
+    return products.reshape(*vectors.shape[:-1], -1)
+
+
 class Heads(nn.Module):
     """One attention head for each run; w_q, w_k: (runs, d_head, d_model), as `matrices` draws them."""
 
@@ -28,7 +34,7 @@ class Heads(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the logits over √d_head, (runs, batch, Q, T); queries: (runs, batch, Q, d), keys: (..., T, d)."""
-        q, k = queries @ self.w_q.mT[:, None], keys @ self.w_k.mT[:, None]  # (runs, batch, ..., d_head)
+        q, k = through(queries, self.w_q), through(keys, self.w_k)  # (runs, batch, ..., d_head)
         logits: Tensor = q @ k.mT / self.w_q.shape[-2] ** 0.5
         return logits
 

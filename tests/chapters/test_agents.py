@@ -55,11 +55,11 @@ def test_data_decide_the_verdict(name, table, outcome):
 
 
 def test_the_environment_passes_the_checker_of_gymnasium():
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         check_env(Reach(4))
-    about = [str(each.message) for each in told]
-    assert all("infinity" in text or "spec" in text for text in about), about
+    texts = [str(warning.message) for warning in warned]
+    assert all("infinity" in text or "spec" in text for text in texts), texts
 
 
 def test_the_gains_solve_the_regulator_by_iterating_its_costs():
@@ -100,7 +100,7 @@ def test_a_penalty_empties_the_weights_of_an_input_that_was_never_there():
 def test_every_policy_is_tested_after_every_training():
     sizes = {"batch": 2, "steps": 2, "rate": 0.01}
     trainings = {"none": (0, None), "few": (2, 3)}
-    found, spectra = score_policies((ATTENTION, MLP), trainings, (0, 2), runs=2, penalty=0.1, episodes=1, **sizes)
-    assert len(found) == 2 * 2 * 2 * 4
-    assert found.notna().all(axis=None)
+    table, spectra = score_policies((ATTENTION, MLP), trainings, (0, 2), runs=2, penalty=0.1, episodes=1, **sizes)
+    assert len(table) == 2 * 2 * 2 * 4
+    assert table.notna().all(axis=None)
     assert len(spectra) == 2 * 4

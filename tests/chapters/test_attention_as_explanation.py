@@ -72,18 +72,20 @@ def test_the_estimate_is_near_the_integral_for_a_gaussian_that_decides_a_noisy_s
     entropy = lambda x: stats.norm.pdf(x) * stats.bernoulli(chance(x)).entropy()  # noqa: E731
     wanted = math.log(2) - integrate.quad(entropy, -8, 8)[0]
     rng = np.random.default_rng(0)
-    said, other = rng.standard_normal((2, 3000))
-    answers = (share * said + math.sqrt(1 - share**2) * other > 0).astype(float)
-    found = token_information(torch.tensor(np.stack([said, rng.standard_normal(3000)], axis=1)), torch.tensor(answers))
-    assert found[0].item() == pytest.approx(wanted, abs=0.04)
-    assert found[1].item() < 0.04
+    number, other = rng.standard_normal((2, 3000))
+    answers = (share * number + math.sqrt(1 - share**2) * other > 0).astype(float)
+    shared = token_information(
+        torch.tensor(np.stack([number, rng.standard_normal(3000)], axis=1)), torch.tensor(answers)
+    )
+    assert shared[0].item() == pytest.approx(wanted, abs=0.04)
+    assert shared[1].item() < 0.04
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_answers_are_the_weighted_vote_and_the_question_names_who_counts(task):
     vectors = torch.eye(9, dtype=torch.float64).expand(2, 9, 9)
     votes = draw_votes(task, vectors, 4, 20, 0.0, torch.Generator().manual_seed(0))
-    assert (votes.answers == ((votes.said @ vote_weights(4)) > 0)).all()
+    assert (votes.answers == ((votes.numbers @ vote_weights(4)) > 0)).all()
     named = (votes.queries * votes.names).sum(-1)  # (runs, n, T)
     assert (named == (vote_weights(4) if task == ASKED else 0.0)).all()
     if task == OWN:
@@ -95,7 +97,7 @@ def test_gumbel_noise_draws_tokens_with_the_probabilities_of_the_softmax(score):
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(1, 7, 4, generator=generator, dtype=torch.float64)
     votes = draw_votes(ASKED, vectors, 3, 1, 0.0, generator)
-    many = type(votes)(*(each.expand(1, 4000, *each.shape[2:]) for each in votes))
+    many = type(votes)(*(part.expand(1, 4000, *part.shape[2:]) for part in votes))
     voter = Voter(score, 1, 4, generator)
     with torch.no_grad():
         soft, cold = voter(votes, 1.0, None)[0][0, 0], voter(many, 1e-3, generator)[0][0]
@@ -105,8 +107,8 @@ def test_gumbel_noise_draws_tokens_with_the_probabilities_of_the_softmax(score):
 
 def test_every_voter_is_measured_on_every_task():
     sizes = {"dim": 4, "runs": 2, "batch": 4, "tested": 40, "steps": 1, "rate": 0.01}
-    tokens, found = train_voters(3, 0.5, **sizes)
-    assert len(found) == len(TASKS) * len(SCORES) * len(WEIGHTS) * 2
-    assert len(tokens) == 3 * len(found)
+    tokens, rows = train_voters(3, 0.5, **sizes)
+    assert len(rows) == len(TASKS) * len(SCORES) * len(WEIGHTS) * 2
+    assert len(tokens) == 3 * len(rows)
     assert tokens.groupby(["task", "score", "weights", "run"])["attention"].sum().to_numpy() == pytest.approx(1)
-    assert found["skew"].between(0, math.log(3)).all()
+    assert rows["skew"].between(0, math.log(3)).all()

@@ -10,32 +10,32 @@ import torch
 
 from qkrepro.chapters.how_large_a_mean import (
     CLAIMS,
-    LAWS,
-    SIMILARITY,
     compared_ends,
     dispersion_raises_entropy,
     ends_predicted,
-    entropy_over_dispersion,
-    entropy_over_spread,
-    input_cosines,
-    measured_curves,
-    normalised_tokens,
     plot_cosines,
     plot_curves,
     plot_entropy,
     plot_simplex,
     plot_windows,
-    predicted_curves,
-    right_angle_curves,
-    similarity,
-    simplex_curves,
     size_table,
     walk_is_wider,
     width_table,
-    window_ends,
 )
 from qkrepro.errors import ArgumentError
+from qkrepro.theory.critical_mean import right_angle_curves, simplex_curves
 from qkrepro.theory.depth import Spectrum, Stack, depth_experiment
+from qkrepro.theory.mean_window import (
+    LAWS,
+    SIMILARITY,
+    input_cosines,
+    measured_curves,
+    normalised_tokens,
+    predicted_curves,
+    similarity,
+    window_ends,
+)
+from qkrepro.theory.random_energy import entropy_over_dispersion, entropy_over_spread
 
 
 def ends(*ratios, width=1.05):
@@ -210,7 +210,7 @@ def test_figures_have_named_axes_and_at_most_three_panels():
     predicted = predicted_curves([8, 16], [1.0, 8.0, 60.0], [1, 2])
     measured = measured_curves([8, 16], [1.0, 8.0, 60.0], [1, 2], dim=32, seeds=range(2))
     compared = compared_ends(window_ends(predicted), window_ends(measured))
-    equal = simplex_curves([64, 1024], [0.5, 1.0, 1.4])
+    equal = simplex_curves([64, 1024], [0.5, 1.0, 1.4], similarity=SIMILARITY)
     right = right_angle_curves([1, 2], [0.2, 0.7, 1.1], length=1000)
     spread = entropy_over_spread([16], [0.2, 1.0], draws=10, seed=0)
     dispersion_table = entropy_over_dispersion([1.2], [0.0, 1.0], length=16, dim=16, seeds=range(2))

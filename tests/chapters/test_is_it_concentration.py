@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from qkrepro.chapters.is_it_concentration import (
     finished_runs,
     judge_dose,
     judge_outcome,
+    label_points,
     treatment_of,
     updates_ratio,
     updates_to,
@@ -155,19 +157,46 @@ def test_the_dose_response_follows_the_order_of_the_arms(runs, outcome):
     assert set(judged.values()) == {outcome}
 
 
-def test_the_permutation_p_value_of_noise_is_uniform():
+def p_values_of_noise(arrange, draws=120):
+    """Return p-values of entropies that are noise, one for each arm at all its seeds; the runs as `arrange` has them.
+
+    In the map perplexity follows N, so that Holm takes it first and doubles the p-value of the entropy, up to one.
+    """
     p_values = []
-    for seed in range(60):
-        runs = the_map(arms=12)
-        generator = np.random.default_rng(seed)
-        runs["entropy"] = generator.normal(size=12)[
-            np.tile(np.arange(12), 3)
-        ]  # the same arm at three seeds is one dose
-        table = dose_response(runs, permutations=199, seed=seed)
-        p_values.append(
-            float(table.loc[table["outcome"] == "entropy", "p"].iloc[0]) / 2
-        )  # Holm takes the other two first
-    assert 0.2 < np.mean(p_values) < 0.8
+    for seed in range(draws):
+        noise = np.random.default_rng(seed).normal(size=12)
+        dose = dose_response(arrange(the_map(arms=12).assign(entropy=np.tile(noise, 3))), permutations=199, seed=seed)
+        p_values.append(dose.loc[dose["outcome"] == "entropy", "p"].iloc[0])
+    return np.array(p_values)
+
+
+def distance_from_uniform(doubled):
+    """Return the p-value of the hypothesis that p-values, doubled and cut off at one, come from the uniform law."""
+    above = stats.binomtest(int((doubled == 1).sum()), len(doubled), 0.5).pvalue
+    return min(above, stats.kstest(doubled[doubled < 1], "uniform").pvalue)
+
+
+def test_the_permutation_p_value_of_noise_is_uniform():
+    assert distance_from_uniform(p_values_of_noise(lambda runs: runs)) > 0.02
+
+
+def test_seeds_that_count_as_arms_of_their_own_make_noise_significant():
+    apart = p_values_of_noise(lambda runs: runs.assign(arm=runs["arm"] + " " + runs["seed"].astype(str), seed=0))
+    assert distance_from_uniform(apart) < 1e-4
+
+
+@pytest.mark.parametrize("count", [1, 12, 20])
+def test_names_of_points_stand_apart_in_the_order_of_their_heights(count):
+    _, axis = plt.subplots(figsize=(7.2, 3.2))
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    heights = np.linspace(0.3, 0.32, count)
+    label_points(axis, pd.DataFrame({"name": [f"tau{i}" for i in range(count)], "x": 0.5, "y": heights, "colour": "k"}))
+    places = [text.xyann[1] for text in axis.texts]
+    plt.close()
+    assert [text.get_text() for text in axis.texts] == [f"tau{i}" for i in range(count)]
+    assert min(places) >= 0
+    assert max(places) <= 1 + 1e-9
+    assert (np.diff(places) >= min(0.05, 1 / max(count - 1, 1)) - 1e-9).all()
 
 
 def test_concentrated_starts_and_peers_are_no_doses():

@@ -9,21 +9,16 @@ from scipy import stats
 
 from qkrepro.chapters.locater import (
     CLAIMS,
-    FRACTIONS,
     arms_table,
-    balance_over_steps,
     dose_response,
-    eigenvalue_flow,
     equal_norm,
     form_ends,
-    hidden_head,
-    pace,
     run_ends,
-    saddle_paths,
-    updates_to,
 )
 from qkrepro.evidence.claims import claim_named, judge, sensitivity
-from qkrepro.evidence.paired_runs import with_arms
+from qkrepro.evidence.paired_runs import FRACTIONS, pace, updates_to, with_arms
+from qkrepro.theory.evasion import hidden_head
+from qkrepro.theory.training_dynamics import balance_over_steps, eigenvalue_flow, saddle_paths
 from qkrepro.training.configuration import RunConfiguration
 from qkrepro.training.tables import RunTables
 

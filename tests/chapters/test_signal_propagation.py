@@ -7,16 +7,14 @@ import torch
 
 from qkrepro.chapters.signal_propagation import (
     CLAIMS,
-    antisymmetric_walks,
     error_table,
     localization_table,
     profile_table,
-    regime_cases,
-    stress_cases,
 )
 from qkrepro.errors import ArgumentError
 from qkrepro.evidence.claims import claim_named, judge
 from qkrepro.theory.propagation import localization, signal_propagation
+from qkrepro.theory.propagation_cases import antisymmetric_walks, regime_cases, stress_cases
 from qkrepro.theory.spectrum import matrix_moments
 
 CASES = ("late", "middle", "mirror", "mirror of middle", "broad", "all pass")

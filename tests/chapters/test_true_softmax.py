@@ -10,16 +10,15 @@ import torch
 from qkrepro.chapters.true_softmax import (
     CLAIMS,
     agreement_table,
-    closed_form_table,
     cumulative_profiles,
     late_mass,
     location_profiles,
-    scaled_tokens,
     trusted_from,
 )
 from qkrepro.errors import ArgumentError
 from qkrepro.evidence.claims import claim_named, judge, sensitivity
 from qkrepro.theory.attention import saturation, softmax_attention, softmax_gradient_mass
+from qkrepro.theory.softmax_forms import closed_form_table, scaled_tokens
 
 
 def generator(seed=0):

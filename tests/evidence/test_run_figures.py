@@ -11,7 +11,7 @@ import pytest
 
 from qkrepro.chapters.locater import plot_against_variance
 from qkrepro.chapters.spectrum_in_training import (
-    plot_moment,
+    moment_frames,
     ranked_eigenvalues,
     spectrum_course,
 )
@@ -111,7 +111,7 @@ def test_planes_show_the_eigenvalues_of_their_kappa_and_epoch():
 
 def test_a_moment_has_a_panel_a_kappa_with_its_eigenvalues():
     rows = pd.DataFrame({"kappa": [0.0, 0.5], "epoch": 1.0, "real": [0.1, 0.2], "imag": [0.3, 0.4]})
-    figure = plot_moment(rows, 1.0)
+    figure = next(moment_frames(rows))
     drawn = [axis.collections[0].get_offsets()[0].tolist() for axis in figure.axes]
     assert drawn == [[0.1, 0.3], [0.2, 0.4]]
     plt.close(figure)

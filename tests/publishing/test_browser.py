@@ -192,6 +192,32 @@ def test_the_front_page_is_short_on_a_phone_and_its_rows_scroll_by_themselves(ad
     page.close()
 
 
+def test_a_phone_shows_the_panels_of_a_figure_one_below_the_other_and_a_tap_shows_it_whole(
+    address: str, browser: object
+) -> None:
+    page = browser.new_context(viewport={"width": 400, "height": 900}, has_touch=True).new_page()
+    page.goto(f"{address}/notebooks/deeper_and_wider.html")
+    page.evaluate(READY)
+    figure = page.locator("figure#fig-shapes-values")
+    pieces = [piece.bounding_box() for piece in figure.locator(".stacked-piece").all()]
+    assert len(pieces) == 2
+    assert pieces[1]["y"] >= pieces[0]["y"] + pieces[0]["height"]
+    assert min(piece["height"] for piece in pieces) > 200
+    assert min(piece["width"] for piece in pieces) > 300
+    assert max(piece["x"] + piece["width"] for piece in pieces) <= 400
+    assert figure.get_by_role("img").count() == 1  # with the text of the picture, once
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    figure.locator(".stacked-piece").first.tap()
+    assert figure.locator("> img").bounding_box()["width"] == 720
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    figure.locator("> img").tap()
+    assert figure.locator(".stacked-piece").first.is_visible()
+    page.set_viewport_size({"width": 1400, "height": 900})
+    assert figure.locator("> img").is_visible()
+    assert not figure.locator(".stacked-panels").is_visible()
+    page.close()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (400, "dark")])
 def test_an_accessibility_checker_finds_nothing_serious(address: str, browser: object, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)

@@ -12,7 +12,7 @@ from torch import Generator
 
 from qkrepro.errors import ArgumentError
 from qkrepro.models.token_covariance import covariance, increment_second_moment
-from qkrepro.publishing.explorer import LEGEND, LENGTHS, counts_table, page_fragment, vega_library
+from qkrepro.publishing.explorer import LEGEND, LENGTHS, counts_table, page_fragment, vega_library, windows_table
 from qkrepro.publishing.explorer_marks import (
     STATES,
     MarkGroup,
@@ -40,6 +40,7 @@ from qkrepro.publishing.explorer_values import (
 )
 from qkrepro.theory.attention import causal_mask, piecewise_linear_attention
 from qkrepro.theory.depth import Spectrum, Stack, depth_experiment, first_attention, layer_entropy
+from qkrepro.theory.depth_limit import cosine_residual, depth_limit, walk_cosines
 from qkrepro.theory.exact_law import interval_probability
 from qkrepro.theory.rank import rank_residual
 from qkrepro.theory.spectrum import matrix_moments, random_spectrum_matrix
@@ -239,6 +240,24 @@ def test_marks_in_safe_cells_are_counted(marks: dict[str, MarkGroup], values: di
     table = counts_table(groups, values)
     assert "| random walk | true | 2 | 1 | 0 | 0 | 0 |" in table
     assert "at most 2 of the 3 MiniLM heads" in table
+
+
+def test_the_safe_means_of_the_map_stand_beside_the_predicted_window_of_the_walk(values: dict) -> None:
+    lines = [line.strip("| ").split(" | ") for line in windows_table(ROOT, values).splitlines()]
+    rows = {name: cells for name, *cells in lines}
+    assert set(TOKEN_LAWS) <= set(rows)
+    safe = values["arrays"]["depth/random walk/true/safe"].values[7].reshape(len(MEANS), len(DISPERSIONS))[:, 0]
+    shown = [float(mean) for mean in rows["random walk"][0].split(", ")]
+    assert shown == [mean for mean, is_safe in zip(MEANS, safe, strict=True) if is_safe]
+    limit = depth_limit(walk_cosines(64), shown[0], 8)  # the chapter's recursion, at ends of the predicted window
+    lower, upper = map(float, re.findall(r"[\d.]+", rows["random walk"][1]))
+    assert lower < min(shown) < max(shown) < upper
+    assert cosine_residual(limit.cosines)[-1] / cosine_residual(walk_cosines(64)) > 0.5
+    ends = [float(end) for end in re.findall(r"[\d.]+", rows["independent"][1])]
+    assert not [mean for mean in MEANS if ends[0] <= mean <= ends[1]]  # it falls between two columns
+    assert all(mean.startswith("−") for mean in rows["independent"][0].split(", "))
+    low = depth_limit(walk_cosines(64), 0.9 * lower, 8)
+    assert cosine_residual(low.cosines)[-1] / cosine_residual(walk_cosines(64)) < 0.5
 
 
 def test_every_control_has_a_label_and_sizes_are_the_true_ones(marks: dict[str, MarkGroup], values: dict) -> None:
