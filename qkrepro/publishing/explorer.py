@@ -64,8 +64,8 @@ def windows_table(root: Path, values: Mapping[str, Any]) -> str:
     """
     numbers = load_numbers("how_large_a_mean", root / "notebooks" / "numbers")
     grid = values["grid"]
-    head = ["tokens", f"on the map, dispersion {grid['dispersions'][0]:g}", "predicted, no variance"]
-    lines = [f"| {' | '.join(head)} | measured, no variance |", "| --- | --- | --- | --- |"]
+    head = ["tokens", f"safe means on the map, dispersion {grid['dispersions'][0]:g}", "window predicted, no variance"]
+    lines = [f"| {' | '.join(head)} | window measured, no variance |", "| --- | --- | --- | --- |"]
     for tokens in TOKEN_LAWS:
         states = cell_states(values, tokens, "true", DEPTH)[:: len(grid["dispersions"])]
         safe = [mean for mean, state in zip(grid["means"], states, strict=True) if state == "safe"]

@@ -150,6 +150,13 @@ def test_built_prose_has_no_markup_left_over(built):
 
 
 @pytest.mark.slow
+def test_built_prose_writes_negative_numbers_with_a_minus(built):
+    pages = [path.read_text(encoding="utf-8") for path in (built.root / "_build" / "html").glob("*/*.html")]
+    assert sum(text.count('class="pasted-text">−') for text in pages) > 10
+    assert not [text for text in pages if re.search(r'class="pasted-text">-[\d.]', text)]
+
+
+@pytest.mark.slow
 def test_built_api_pages_have_every_module_once_and_stay_small(built):
     pages = [path.stem for path in (ROOT / "book" / "api").glob("*.md")]
     articles = "".join(built_article(built, f"api/{page}") for page in pages)
