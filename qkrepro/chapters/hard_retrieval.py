@@ -21,7 +21,7 @@ from qkrepro.evidence.style import interval_ends
 from qkrepro.evidence.verdicts import above, settings_verdict
 from qkrepro.theory.attention import attention_entropy
 from qkrepro.theory.statistics import intervals, t_interval
-from qkrepro.training.side_by_side import Heads, matrices, minimise
+from qkrepro.training.side_by_side import Heads, matrices, minimise, through
 
 READS: tuple[str, ...] = ()
 SOURCE = "2009.14658"
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
 
 
 def draw_batch(task: Task, embedding: Tensor, batch: int, generator: Generator) -> Batch:
-    """Return `batch` sequences a run; embedding: (runs, symbols, d).
+    """Return `batch` sequences a run of a task; embedding: (runs, symbols, d), one vector a symbol.
 
     The copies stand first; attention does not see places.
     """
@@ -92,8 +92,9 @@ def train_arms(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every kind of attention on every task from the same weights and data, and test it on new sequences.
 
-    Returns the accuracies (task, trained, decoded, run, accuracy, entropy in nats), where soft attention is also
-    decoded hard, and the spectra (task, trained and the columns of `Heads.spectrum`).
+    tasks: by name. runs: trainings of each. batch, tested: sequences a run, at each step and in the test. steps, rate:
+    of Adam. Returns the accuracies (task, trained, decoded, run, accuracy, entropy in nats), where soft attention is
+    also decoded hard, and the spectra (task, trained and the columns of `Heads.spectrum`).
     """
     sizes = {"runs": runs, "batch": batch, "tested": tested, "steps": steps}
     parts = [_train_kinds(name, task, kinds, rate=rate, **sizes) for name, task in tasks.items()]
@@ -112,7 +113,8 @@ def _train_kinds(
 
     def guess(kind: str, way: str, drawn: Batch) -> tuple[Tensor, Tensor]:
         heads, read = arms[kind]
-        attention = attention_of(heads(drawn.queries, drawn.keys)[:, :, 0], way)  # (runs, batch, T)
+        q, k = through(drawn.queries, heads.w_q), through(drawn.keys, heads.w_k)
+        attention = attention_of((q @ k.mT)[:, :, 0] / task.dim**0.5, way)  # (runs, batch, T)
         return attention, (attention[..., None, :] @ drawn.values)[..., 0, :] @ read.mT
 
     def loss() -> Tensor:
