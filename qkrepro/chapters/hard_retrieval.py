@@ -58,7 +58,7 @@ class Batch(NamedTuple):
 def draw_batch(task: Task, embedding: Tensor, batch: int, generator: Generator) -> Batch:
     """Return `batch` sequences a run of a task; embedding: (runs, symbols, d), one vector a symbol.
 
-    The copies stand first; attention does not see places.
+    generator: of all that is drawn. The copies stand first; attention does not see places.
     """
     runs = len(embedding)
     order = torch.rand(runs, batch, task.symbols, generator=generator).argsort(-1)  # a permutation of the symbols
@@ -92,9 +92,9 @@ def train_arms(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every kind of attention on every task from the same weights and data, and test it on new sequences.
 
-    tasks: by name. runs: trainings of each. batch, tested: sequences a run, at each step and in the test. steps, rate:
-    of Adam. Returns the accuracies (task, trained, decoded, run, accuracy, entropy in nats), where soft attention is
-    also decoded hard, and the spectra (task, trained and the columns of `Heads.spectrum`).
+    tasks: by name. kinds: of attention. runs: trainings of each. batch, tested: sequences a run, at each step and in
+    the test. steps, rate: of Adam. Returns the accuracies (task, trained, decoded, run, accuracy, entropy in nats),
+    where soft attention is also decoded hard, and the spectra (task, trained and the columns of `Heads.spectrum`).
     """
     sizes = {"runs": runs, "batch": batch, "tested": tested, "steps": steps}
     parts = [_train_kinds(name, task, kinds, rate=rate, **sizes) for name, task in tasks.items()]
@@ -105,7 +105,10 @@ def train_arms(
 def _train_kinds(
     name: str, task: Task, kinds: Sequence[str], *, runs: int, batch: int, tested: int, steps: int, rate: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return accuracies and spectra of one task as `train_arms`; all kinds see the batches that are drawn once."""
+    """Return accuracies and spectra of one task, under its name, on batches that are drawn once for all kinds.
+
+    The other arguments are those of `train_arms`: runs, batch, tested, steps and rate.
+    """
     generator = torch.Generator().manual_seed(0)
     embedding = matrices(runs, task.symbols, task.dim, generator).detach() * task.dim**0.5
     start = Heads(runs, task.dim, task.dim, generator), matrices(runs, task.values, task.values, generator)
