@@ -125,7 +125,7 @@ class Policy(nn.Module):
 
 
 def train(kind: str, task: Task, penalties: Tensor, *, features: int, batch: int, steps: int, rate: float) -> Policy:
-    """Return policies that imitated the controller, one for each penalty on the squares of its weights, (runs,).
+    """Return policies that imitated the controller, one for each of the penalties on the squares of its weights.
 
     kind: attention, MLP or sum. task: how many irrelevant features there are, and how many states, None for new ones at
     every step, all of unit variance. features: how many there are names for. batch: states a step and run. steps, rate:

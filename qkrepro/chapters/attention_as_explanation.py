@@ -49,7 +49,9 @@ def vote_weights(length: int) -> Tensor:
 
 
 def draw_votes(task: str, vectors: Tensor, length: int, count: int, noise: float, generator: Generator) -> Votes:
-    """Draw sequences; vectors: (runs, 2 * length + 1, d), the names of symbols, and a query that asks for nothing.
+    """Draw `count` sequences a run; vectors: (runs, 2 * length + 1, d), the names of symbols, and an idle query.
+
+    task: who decides. noise: standard deviation of what is added to the sum of votes. generator: of all that is drawn.
 
     Where the token decides, symbols 2i and 2i + 1 have weight i; where the question does, any symbol may have any
     weight, and the query is the sum of the names by weight.
@@ -70,7 +72,7 @@ class Voter(nn.Module):
     """Attention by one of the scores, over values number · (b + uᵀname); values start equal, b = 1 and u = 0."""
 
     def __init__(self, score: str, runs: int, dim: int, generator: Generator) -> None:
-        """Draw weights for all scores, so that those that they share begin equal."""
+        """Draw weights for all scores from the generator, (runs, …, dim), so that those that they share begin equal."""
         super().__init__()
         self.score, self.heads = score, Heads(runs, dim, dim, generator)
         self.last, self.inner = matrices(runs, 1, dim, generator), matrices(runs, dim, dim, generator)
@@ -110,9 +112,11 @@ def train_voters(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every score with softmax and with Gumbel noise at a temperature on both tasks, from equal weights and data.
 
-    Tested without noise. Returns a row a token (task, score, weights, run, token, attention, information in nats), and
-    a row a run (task, score, weights, run, accuracy, skew: log T − entropy of attention, in nats, information: its sum
-    over tokens, agreement: Spearman's correlation of attention and information, effective_number: N of W_QK).
+    length: tokens that vote. dim: of names. runs: trainings of each voter. batch, tested: votes a run, at each step and
+    in the test. steps, rate: of Adam. Tested without noise. Returns a row a token (task, score, weights, run, token,
+    attention, information in nats), and a row a run (task, score, weights, run, accuracy, skew: log T − entropy of
+    attention, in nats, information: its sum over tokens, agreement: Spearman's correlation of attention and
+    information, effective_number: N of W_QK).
     """
     sizes = {"dim": dim, "runs": runs, "batch": batch, "tested": tested, "steps": steps}
     parts = [_train_on(task, length, temperature, rate=rate, **sizes) for task in TASKS]
@@ -123,7 +127,10 @@ def train_voters(
 def _train_on(
     task: str, length: int, cold: float, *, dim: int, runs: int, batch: int, tested: int, steps: int, rate: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train every score on one task, on votes that are drawn once for all; tables as `train_voters`."""
+    """Train every score on one task, on votes that are drawn once for all; tables as `train_voters`.
+
+    cold: the temperature there; length, dim, runs, batch, tested, steps and rate are as there.
+    """
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(runs, 2 * length + 1, dim, generator=generator, dtype=torch.float64)
     test, start = draw_votes(task, vectors, length, tested, 0.0, generator), generator.get_state()
@@ -146,7 +153,7 @@ def _train_on(
 
 
 def _measure(voter: Voter, temperature: float, test: Votes, arm: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows of tokens and of runs of a trained voter on votes without noise, marked with its arm."""
+    """Return the rows of tokens and of runs of a voter at its temperature, on test votes, marked with its arm."""
     with torch.no_grad():
         attention, guess = voter(test, temperature, None)
     spread = voter.heads.spectrum()["effective_number"]

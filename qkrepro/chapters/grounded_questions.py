@@ -56,7 +56,8 @@ class Questions(NamedTuple):
 def draw_questions(world: World, words: Tensor, turn: Tensor, count: int, generator: Generator) -> Questions:
     """Draw `count` questions a run, half of them relations on average.
 
-    words: (runs, names, d). turn: (runs, d, d), orthogonal, from a word to its picture.
+    world: the grid. words: (runs, names, d). generator: of all that is drawn. turn: (runs, d, d), orthogonal, from a
+    word to its picture.
     """
     runs, total, side = len(words), world.side**2, world.side
     run, size = torch.arange(runs)[:, None, None], (runs, count, 1)
@@ -87,10 +88,11 @@ def train_with_priors(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[tuple[str, int], tuple[Tensor, int]]]:
     """Train with each prior on each number of questions, from equal weights, grids and batches; test on new grids.
 
-    The prior adds `weight` times −log of the attention on its cell to the loss. Returns the results (prior, questions,
-    kind, run, accuracy, attention on the right cell), the spectra (prior, questions, run, own, grounded: N of W, and of
-    W with pictures turned into words), and by prior and questions the attention, (T,), of run 0 in its first relation
-    question, with the cell that is meant.
+    world: the grid. sizes: numbers of questions to learn from. runs: trainings of each arm. batch, tested: questions a
+    run, at each step and in the test. steps, rate: of Adam. The prior adds `weight` times −log of the attention on its
+    cell to the loss. Returns the results (prior, questions, kind, run, accuracy, attention on the right cell), the
+    spectra (prior, questions, run, own, grounded: N of W, and of W with pictures turned into words), and by prior and
+    questions the attention, (T,), of run 0 in its first relation question, with the cell that is meant.
     """
     arms = list(product(sizes, PRIORS))
     options: dict[str, Any] = {"runs": runs, "batch": batch, "tested": tested, "steps": steps}
@@ -103,7 +105,10 @@ def train_with_priors(
 def _train_arm(
     world: World, size: int, prior: str, *, runs: int, batch: int, tested: int, steps: int, rate: float, weight: float
 ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[Tensor, int]]:
-    """Train with one prior on one number of questions; results, spectra and one picture as `train_with_priors`."""
+    """Train with one prior on `size` questions; results, spectra and one picture as `train_with_priors`.
+
+    world, runs, batch, tested, steps, rate and weight are as there.
+    """
     generator = torch.Generator().manual_seed(0)
     words = torch.randn(runs, world.names, world.dim, generator=generator, dtype=torch.float64)
     turn = random_rotation(world.dim, batch=(runs,), generator=generator)
@@ -141,7 +146,10 @@ def _train_arm(
 
 
 def gains(results: pd.DataFrame, better: str, worse: str, column: str) -> "pd.Series[float]":
-    """Return the column's difference between two priors, paired by run, over questions, kind and run."""
+    """Return a column's difference between the better and the worse prior, paired by run.
+
+    results: as `train_with_priors` gives them. The differences are indexed by questions, kind and run.
+    """
     keys = ["questions", "kind", "run"]
     wide = results.pivot(index=keys, columns="prior", values=column).reindex(columns=list(PRIORS))
     return wide[better] - wide[worse]
@@ -150,7 +158,10 @@ def gains(results: pd.DataFrame, better: str, worse: str, column: str) -> "pd.Se
 def gained(
     tables: Tables, bar: float = 0.0, *, better: str = RIGHT, worse: str = NONE, column: str = "accuracy"
 ) -> Verdict:
-    """Judge what one prior adds: `results` has prior, questions, kind, run, accuracy, attention."""
+    """Judge whether the better prior exceeds the worse one in a column by more than the bar.
+
+    tables: `results` has prior, questions, kind, run, accuracy, attention.
+    """
     groups = gains(tables["results"], better, worse, column).groupby(["questions", "kind"], sort=False)
     return settings_verdict({f"{n} questions, {kind}": above(t_interval(line), bar) for (n, kind), line in groups})
 

@@ -21,7 +21,7 @@ from qkrepro.evidence.style import interval_ends
 from qkrepro.evidence.verdicts import above, settings_verdict
 from qkrepro.theory.attention import attention_entropy
 from qkrepro.theory.statistics import intervals, t_interval
-from qkrepro.training.side_by_side import Heads, matrices, minimise
+from qkrepro.training.side_by_side import Heads, matrices, minimise, through
 
 READS: tuple[str, ...] = ()
 SOURCE = "2009.14658"
@@ -56,9 +56,9 @@ class Batch(NamedTuple):
 
 
 def draw_batch(task: Task, embedding: Tensor, batch: int, generator: Generator) -> Batch:
-    """Return `batch` sequences a run; embedding: (runs, symbols, d).
+    """Return `batch` sequences a run of a task; embedding: (runs, symbols, d), one vector a symbol.
 
-    The copies stand first; attention does not see places.
+    generator: of all that is drawn. The copies stand first; attention does not see places.
     """
     runs = len(embedding)
     order = torch.rand(runs, batch, task.symbols, generator=generator).argsort(-1)  # a permutation of the symbols
@@ -92,8 +92,9 @@ def train_arms(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every kind of attention on every task from the same weights and data, and test it on new sequences.
 
-    Returns the accuracies (task, trained, decoded, run, accuracy, entropy in nats), where soft attention is also
-    decoded hard, and the spectra (task, trained and the columns of `Heads.spectrum`).
+    tasks: by name. kinds: of attention. runs: trainings of each. batch, tested: sequences a run, at each step and in
+    the test. steps, rate: of Adam. Returns the accuracies (task, trained, decoded, run, accuracy, entropy in nats),
+    where soft attention is also decoded hard, and the spectra (task, trained and the columns of `Heads.spectrum`).
     """
     sizes = {"runs": runs, "batch": batch, "tested": tested, "steps": steps}
     parts = [_train_kinds(name, task, kinds, rate=rate, **sizes) for name, task in tasks.items()]
@@ -104,7 +105,10 @@ def train_arms(
 def _train_kinds(
     name: str, task: Task, kinds: Sequence[str], *, runs: int, batch: int, tested: int, steps: int, rate: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return accuracies and spectra of one task as `train_arms`; all kinds see the batches that are drawn once."""
+    """Return accuracies and spectra of one task, under its name, on batches that are drawn once for all kinds.
+
+    The other arguments are those of `train_arms`: runs, batch, tested, steps and rate.
+    """
     generator = torch.Generator().manual_seed(0)
     embedding = matrices(runs, task.symbols, task.dim, generator).detach() * task.dim**0.5
     start = Heads(runs, task.dim, task.dim, generator), matrices(runs, task.values, task.values, generator)
@@ -112,7 +116,8 @@ def _train_kinds(
 
     def guess(kind: str, way: str, drawn: Batch) -> tuple[Tensor, Tensor]:
         heads, read = arms[kind]
-        attention = attention_of(heads(drawn.queries, drawn.keys)[:, :, 0], way)  # (runs, batch, T)
+        q, k = through(drawn.queries, heads.w_q), through(drawn.keys, heads.w_k)
+        attention = attention_of((q @ k.mT)[:, :, 0] / task.dim**0.5, way)  # (runs, batch, T)
         return attention, (attention[..., None, :] @ drawn.values)[..., 0, :] @ read.mT
 
     def loss() -> Tensor:

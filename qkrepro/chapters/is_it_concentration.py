@@ -193,7 +193,7 @@ def corrected_p(table: pd.DataFrame, outcome: str) -> pd.Series:
 def judge_outcome(tables: Tables, margin: float | None = None, *, outcome: str, against: str = BASELINE) -> Verdict:
     """Judge the concentrating arm against another on one outcome by the plan's words. Reads `confirmation`.
 
-    margin: of equivalence, None for the plan's.
+    tables: by name. against: the other arm's role. margin: of equivalence, None for the plan's.
     """
     table = tables["confirmation"]
     counts = table["role"].value_counts()
@@ -303,7 +303,7 @@ def label_points(axis: Axes, points: pd.DataFrame, *, gap: float = 0.05) -> None
     steps = gap * np.arange(len(rows))  # the least of squared shifts that keeps the gap, within the axis
     places = isotonic_regression(np.clip(rows["height"] - steps, 0, 1 - steps[-1])).x + steps
     for row, place in zip(rows.to_dict("records"), places, strict=True):
-        leader = {"arrowstyle": "-", "color": row["colour"], "alpha": 0.5, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
+        leader = {"arrowstyle": "-", "relpos": (0, 0.5), "color": row["colour"], "alpha": 0.5, "lw": 0.7, "shrinkB": 3}
         options = {"xycoords": "data", "textcoords": "axes fraction", "arrowprops": leader, "color": row["colour"]}
         axis.annotate(row["name"], (row["x"], row["y"]), (1.03, place), va="center", fontsize=8.5, **options)
 
@@ -312,7 +312,7 @@ CONFIRMED = "ten passes over WikiText-2, all words, one layer, one head, seeds 1
 
 
 def _outcome_claim(name: str, outcome: str, statement: str, against: str = BASELINE) -> Claim:
-    """Return the claim that the concentrating arm has the better `outcome`, with the statement for its text."""
+    """Return the claim that the concentrating arm has the better `outcome`, with this name and statement."""
 
     def rule(tables: Tables, margin: float | None = None) -> Verdict:
         return judge_outcome(tables, margin, outcome=outcome, against=against)

@@ -34,7 +34,7 @@ class Heads(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the logits over √d_head, (runs, batch, Q, T); queries: (runs, batch, Q, d), keys: (..., T, d)."""
-        q, k = through(queries, self.w_q), through(keys, self.w_k)  # (runs, batch, ..., d_head)
+        q, k = queries @ self.w_q.mT[:, None], keys @ self.w_k.mT[:, None]  # (runs, batch, ..., d_head)
         logits: Tensor = q @ k.mT / self.w_q.shape[-2] ** 0.5
         return logits
 

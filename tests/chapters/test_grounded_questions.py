@@ -80,9 +80,9 @@ def test_only_the_cell_that_is_meant_matches_its_question():
 
 def test_every_prior_is_tested_on_equal_questions():
     sizes = {"runs": 2, "batch": 4, "tested": 20, "steps": 0, "rate": 0.01, "weight": 1.0}
-    found, spectra, shown = train_with_priors(World(side=2, names=4, dim=4), [5, 9], **sizes)
-    assert len(found) == 3 * 2 * 2 * 2  # priors, sizes, kinds, runs
-    untrained = found.query("questions == 5").pivot(index=["kind", "run"], columns="prior", values="attention")
+    table, spectra, shown = train_with_priors(World(side=2, names=4, dim=4), [5, 9], **sizes)
+    assert len(table) == 3 * 2 * 2 * 2  # priors, sizes, kinds, runs
+    untrained = table.query("questions == 5").pivot(index=["kind", "run"], columns="prior", values="attention")
     assert (untrained[NONE] == untrained[RIGHT]).all()
     assert (untrained[NONE] == untrained[RANDOM]).all()
     assert len(spectra) == 3 * 2 * 2
