@@ -1,9 +1,11 @@
 """Sinks that catch tokens, tag and release them: a two-layer model that learns an average, and MiniLM's outliers.
 
 A sequence holds numbers and one separator; the last token answers with the mean of the numbers after the separator.
+`python -m qkrepro.chapters.catch_tag_release results/catch-tag-release` makes the record of longer trainings.
 Source: book, "Catch, tag, release"; the question and the kind of task are those of arXiv 2502.00919, the models ours.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +16,12 @@ from torch import Generator, Tensor, nn
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.verdicts import above, both, settings_verdict
+from qkrepro.files import write_atomically
 from qkrepro.models.minilm import layer_views
 from qkrepro.theory.statistics import t_interval
 from qkrepro.training.side_by_side import Heads, matrices, minimise
 
-READS = ("notebooks/texts/walk.txt",)
+READS = ("notebooks/texts/walk.txt", "results/catch-tag-release/*")
 SOURCE = "2502.00919"
 SPECTRUM_SAYS = "Catching needs one direction of W, from what queries share to the sink: dispersed, not concentrated."
 SINK = 0.2  # mean attention from which a token is a sink, as reported of arXiv 2502.00919
@@ -92,24 +95,22 @@ def train_averagers(
     after = torch.arange(length) > place[..., None]  # (runs, tested, T), the tokens that a separator can catch
     separator = features[..., 2]
     other = ~after & (separator == 0)
-    to_separator = (first * separator[..., None, :]).sum(-1)  # (runs, tested, T)
     pieces = (model.values[0] @ model.embedding).detach().norm(dim=-2)  # (runs, 3), of number, "is a number", separator
     columns = {
         "value": pieces[:, 2] / pieces[:, :2].norm(dim=-1),
         "learnt": 1 - (answers - target).square().mean(-1) / target.var(-1, correction=0),
-        "catch": (to_separator * after).sum((1, 2)) / after.sum((1, 2)),
+        "catch": ((first * separator[..., None, :]).sum(-1) * after).sum((1, 2)) / after.sum((1, 2)),
         "tag": torch.stack([_between(added[run], after[run], other[run]) for run in range(runs)]),
         "release": (second[..., -1, :] * after).sum(-1).mean(-1),
         "before": (second[..., -1, :] * other).sum(-1).mean(-1),
     }
-    table = pd.DataFrame({"run": range(runs)} | {name: each.numpy() for name, each in columns.items()})
+    table = pd.DataFrame({"run": range(runs)} | {name: values.numpy() for name, values in columns.items()})
     return table, pd.concat(spectra, ignore_index=True)
 
 
 def _between(added: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """Return the share of the variance of vectors (…, d), all directions together, between two groups of them."""
-    groups = [added[one], added[other]]
-    pooled = torch.cat(groups)
+    pooled = torch.cat(groups := [added[one], added[other]])
     between = sum(len(group) * (group.mean(0) - pooled.mean(0)).square().sum() for group in groups)
     return between / (pooled - pooled.mean(0)).square().sum()
 
@@ -138,9 +139,15 @@ def sink_outliers(folder: Path, windows: Sequence[Tensor], sink: float = SINK) -
         outlier = inputs.abs().amax(-1) / inputs.square().mean(-1).sqrt()
         for kind, chosen in (("sink", caught), ("other", ~caught)):
             if bool(caught.any()):
-                row = {"window": view.window, "layer": view.layer, "kind": kind, "tokens": int(chosen.sum())}
-                rows.append(row | {"outlier": float(outlier[chosen].mean())})
+                rows.append((view.window, view.layer, kind, int(chosen.sum()), float(outlier[chosen].mean())))
     return pd.DataFrame(rows, columns=["window", "layer", "kind", "tokens", "outlier"])
+
+
+def record(folder: Path, *, runs: int = 10, steps: int = 2000) -> None:
+    """Write runs-*.csv, the runs of `train_averagers` after more steps than a page has time for, unless it is there."""
+    if not (path := folder / f"runs-{steps}.csv").exists():
+        table, _ = train_averagers(runs=runs, dim=8, length=12, batch=32, steps=steps, rate=0.02, tested=300)
+        write_atomically(path, table.to_csv(index=False, float_format="%.6g").encode())
 
 
 def average_is_learnt_so(tables: Tables, sink: float = SINK) -> Verdict:
@@ -167,8 +174,8 @@ def catching_is_one_direction(tables: Tables) -> Verdict:
     """Judge energy of the first layer in `spectra` (run, layer, when, energy) over the runs of `runs` that learnt."""
     learnt = tables["runs"].query("learnt >= @LEARNT")["run"]
     first = tables["spectra"].query("layer == 1 and when == 'trained'")
-    rows = first[first["run"].isin(learnt)].to_dict("records")
-    return settings_verdict({f"run {row['run']:.0f}": row["energy"] >= HALF for row in rows})
+    energies = first[first["run"].isin(learnt)].set_index("run")["energy"]
+    return settings_verdict({f"run {run:.0f}": energy >= HALF for run, energy in energies.items()})
 
 
 def plot_runs(runs: pd.DataFrame, ax: Axes) -> None:
@@ -177,9 +184,7 @@ def plot_runs(runs: pd.DataFrame, ax: Axes) -> None:
         ax.plot(runs["learnt"], runs[column], marker, markersize=7, fillstyle="none", label=column)
     ax.axvline(LEARNT, color="0.6", linewidth=0.8)
     ax.axhline(SINK, color="0.6", linewidth=0.8, linestyle=":")
-    ax.set(
-        xlabel="share of the average's variance that is learnt", ylabel="attention, share of variance", ylim=(0, 1.05)
-    )
+    ax.set(xlabel="share of the average's variance that is learnt", ylabel="attention or variance", ylim=(0, 1.05))
     ax.legend(loc="upper left")
 
 
@@ -239,3 +244,7 @@ CLAIMS = (
         setting=SETTING,
     ),
 )
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    record(Path(sys.argv[1]))

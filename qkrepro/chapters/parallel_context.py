@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qkrepro.evidence.claims import Claim, Tables, Verdict
 from qkrepro.evidence.style import draw_intervals
 from qkrepro.evidence.verdicts import above, both, correlation_verdict, settings_verdict
-from qkrepro.models.token_covariance import running_model
+from qkrepro.models.minilm import minilm_network
 from qkrepro.theory.attention import attention_entropy
 from qkrepro.theory.statistics import Interval, intervals, t_interval
 
@@ -75,7 +75,7 @@ def _run(network: Any, window: Tensor, query: int, encodings: Ways) -> dict[tupl
     bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
     ids = window.expand(len(seen), -1)
     out = network(input_ids=ids, attention_mask=bias, position_ids=place, output_attentions=True)
-    attention = torch.stack(out.attentions, 1)[..., -query:-1, :]
+    attention = torch.stack([layer[..., -query:-1, :] for layer in out.attentions], 1)
     return dict(zip(encodings, zip(attention, out.last_hidden_state[:, -query:-1], strict=True), strict=True))
 
 
@@ -89,12 +89,11 @@ def encoded_contexts(
     its sums over the pieces, now and under the whole context; disagreement, ‖h − h_whole‖ of the query's last hidden
     states over that without a context. And a row a head: layer, head, rise of its entropy at the greatest number.
     """
-    network, generator = running_model(folder, attn_implementation="eager"), torch.Generator().manual_seed(seed)
+    network, generator = minilm_network(folder), torch.Generator().manual_seed(seed)
     rows, rises = [], []
     for number, window in enumerate(windows):
         size = len(window)
-        bare = keep(encode(size, query, 1, prefix=1, restart=False), torch.tensor([]))  # [CLS] and the query
-        ways: Ways = {("none", 1): bare, ("whole", 1): encode(size, query, 1)}
+        ways: Ways = {("whole", 1): encode(size, query, 1)}
         for count in counts:
             ways["pieces", count] = encode(size, query, count)
             ways["places kept", count] = encode(size, query, count, restart=False)
@@ -106,7 +105,7 @@ def encoded_contexts(
             halves["best half", count] = keep(cut, paid.topk(count // 2).indices)
             halves["random half", count] = keep(cut, torch.randperm(count, generator=generator)[: count // 2])
         runs |= _run(network, window, query, halves)
-        _, alone = runs.pop(("none", 1))
+        alone = _alone(network, window, query)
         whole, states = runs["whole", 1]
         for (way, count), (own, now) in runs.items():
             cut = (ways | halves)[way, count]
@@ -118,6 +117,17 @@ def encoded_contexts(
     heads = pd.DataFrame(torch.stack(rises).mean(0).numpy()).rename_axis("layer").reset_index()
     columns = ["window", "way", "pieces", "entropy", "between", "between_whole", "disagreement"]
     return pd.DataFrame(rows, columns=columns), heads.melt("layer", var_name="head", value_name="rise")
+
+
+@torch.no_grad()
+def _alone(network: Any, window: Tensor, query: int) -> Tensor:
+    """Return the query's last states, (query − 1, d), with [CLS] and the query in their places and no context."""
+    place = torch.cat([torch.zeros(1).long(), torch.arange(len(window) - query, len(window))])
+    bias = torch.zeros(query + 1, query + 1)
+    bias[0, 1:] = torch.finfo(torch.float32).min  # [CLS] sees itself alone
+    out = network(input_ids=window[place][None], attention_mask=bias[None, None], position_ids=place[None])
+    states: Tensor = out.last_hidden_state[0, 1:-1]
+    return states
 
 
 def _gains(table: pd.DataFrame, column: str, way: str, than: str) -> dict[str, Interval]:

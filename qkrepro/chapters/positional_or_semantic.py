@@ -111,7 +111,6 @@ def record(folder: Path, *, seeds: int = 2, points: int = 4096, dim: int = 1000,
     for seed, (weight, alphas) in product(range(seeds), DESCENTS):
         for alpha in sorted(alphas, reverse=True):
             work[f"descent-{weight}-{alpha}-{seed}"] = partial(descend, alpha, weight, dim=dim, steps=steps, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, compute in work.items():
         path = folder / f"{name}.csv"
         if not path.exists():

@@ -16,8 +16,8 @@ from qkrepro.evidence.style import draw_intervals, interval_ends
 from qkrepro.evidence.verdicts import above, correlation_verdict, settings_verdict
 from qkrepro.models.checkpoint import qk_layers
 from qkrepro.models.head_products import products_in_covariance
-from qkrepro.models.minilm import layer_views
-from qkrepro.models.token_covariance import covariance, running_model
+from qkrepro.models.minilm import layer_views, minilm_network
+from qkrepro.models.token_covariance import covariance
 from qkrepro.theory.statistics import intervals, t_interval
 from qkrepro.training.side_by_side import Heads, matrices, minimise
 
@@ -35,19 +35,21 @@ def offset_damage(folder: Path, windows: Sequence[Tensor], offsets: Sequence[int
     ‖change of the last hidden states‖_F over their norm; attended, the share of attention that the keys had, mean over
     layers, heads and queries. [CLS] and [SEP] keep all their keys, are never hidden, and are not counted.
     """
-    network = running_model(folder, attn_implementation="eager")
-    generator, rows = torch.Generator().manual_seed(seed), []
+    network = minilm_network(folder)
+    generator, frames = torch.Generator().manual_seed(seed), []
     for number, window in enumerate(windows):
         whole = network(input_ids=window[None], output_attentions=True)
         paid = torch.cat(whole.attentions).mean((0, 1))  # (T, T), over layers and heads
-        for name, hidden in _hidden(len(window), offsets, generator):
-            bias = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
-            masked = network(input_ids=window[None], attention_mask=bias[None, None]).last_hidden_state
-            was, now = (states[0, 1:-1] for states in (whole.last_hidden_state, masked))
-            attended = float(paid[hidden].sum() / (len(window) - 2))
-            damage = float((now - was).norm() / was.norm())
-            rows.append({"window": number, "offset": name, "damage": damage, "attended": attended})
-    return pd.DataFrame(rows)
+        names, masks = zip(*_hidden(len(window), offsets, generator), strict=True)
+        hidden = torch.stack(masks)  # (masks, T, T)
+        bias = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[:, None]
+        masked = network(input_ids=window.expand(len(hidden), -1), attention_mask=bias).last_hidden_state[:, 1:-1]
+        was = whole.last_hidden_state[0, 1:-1]
+        damage = (masked - was).flatten(1).norm(dim=1) / was.norm()
+        attended = (paid * hidden).sum((1, 2)) / (len(window) - 2)
+        columns = {"offset": names, "damage": damage.numpy(), "attended": attended.numpy()}
+        frames.append(pd.DataFrame({"window": number} | columns))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _hidden(length: int, offsets: Sequence[int], generator: Generator) -> Iterator[tuple[str, Tensor]]:
