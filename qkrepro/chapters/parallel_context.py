@@ -67,16 +67,23 @@ def masses(attention: Tensor, encoding: Encoding) -> Tensor:
 
 
 @torch.no_grad()
-def _run(network: Any, window: Tensor, query: int, encodings: Ways) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
-    """Return the query's attention, (layers, heads, query − 1, T), and last states without [SEP] in each encoding."""
-    seen, place = (
-        torch.stack([getattr(encoding, name) for encoding in encodings.values()]) for name in ("seen", "place")
+def _read(network: Any, window: Tensor, query: int, encoding: Encoding) -> tuple[Tensor, Tensor]:
+    """Return the query's attention, (layers, heads, query − 1, T), and last states without [SEP].
+
+    What the query does not see it does not depend on either, so that the network does not read it.
+    """
+    seen, place = encoding.seen, encoding.place
+    read = seen[-1].nonzero().flatten()
+    bias = torch.zeros(len(read), len(read)).masked_fill(~seen[read][:, read], torch.finfo(torch.float32).min)
+    out = network(
+        input_ids=window[read][None],
+        attention_mask=bias[None, None],
+        position_ids=place[read][None],
+        output_attentions=True,
     )
-    bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
-    ids = window.expand(len(seen), -1)
-    out = network(input_ids=ids, attention_mask=bias, position_ids=place, output_attentions=True)
-    attention = torch.stack([layer[..., -query:-1, :] for layer in out.attentions], 1)
-    return dict(zip(encodings, zip(attention, out.last_hidden_state[:, -query:-1], strict=True), strict=True))
+    paid = torch.cat([layer[..., -query:-1, :] for layer in out.attentions])
+    attention = paid.new_zeros(*paid.shape[:-1], len(window)).index_copy_(-1, read, paid)
+    return attention, out.last_hidden_state[0, -query:-1]
 
 
 def encoded_contexts(
@@ -93,22 +100,23 @@ def encoded_contexts(
     rows, rises = [], []
     for number, window in enumerate(windows):
         size = len(window)
+        bare = keep(encode(size, query, 1, prefix=1, restart=False), torch.tensor([]))  # [CLS] and the query
         ways: Ways = {("whole", 1): encode(size, query, 1)}
         for count in counts:
             ways["pieces", count] = encode(size, query, count)
             ways["places kept", count] = encode(size, query, count, restart=False)
             ways["sink", count] = encode(size, query, count, prefix=prefix)
-        runs, halves = _run(network, window, query, ways), {}
+        runs = {name: _read(network, window, query, encoding) for name, encoding in ways.items()}
         for count in counts:
             cut = ways["pieces", count]
             paid = masses(runs["pieces", count][0], cut)[..., 1:-1].flatten(0, -2).mean(0)  # (pieces,)
-            halves["best half", count] = keep(cut, paid.topk(count // 2).indices)
-            halves["random half", count] = keep(cut, torch.randperm(count, generator=generator)[: count // 2])
-        runs |= _run(network, window, query, halves)
-        alone = _alone(network, window, query)
+            ways["best half", count] = keep(cut, paid.topk(count // 2).indices)
+            ways["random half", count] = keep(cut, torch.randperm(count, generator=generator)[: count // 2])
+        runs |= {name: _read(network, window, query, ways[name]) for name in ways.keys() - runs.keys()}
+        _, alone = _read(network, window, query, bare)
         whole, states = runs["whole", 1]
-        for (way, count), (own, now) in runs.items():
-            cut = (ways | halves)[way, count]
+        for (way, count), cut in ways.items():
+            own, now = runs[way, count]
             entropies = (own, masses(own, cut), masses(whole, cut))
             values = [float(attention_entropy(attention).mean()) for attention in entropies]
             values.append(float((now - states).norm() / (alone - states).norm()))
@@ -117,17 +125,6 @@ def encoded_contexts(
     heads = pd.DataFrame(torch.stack(rises).mean(0).numpy()).rename_axis("layer").reset_index()
     columns = ["window", "way", "pieces", "entropy", "between", "between_whole", "disagreement"]
     return pd.DataFrame(rows, columns=columns), heads.melt("layer", var_name="head", value_name="rise")
-
-
-@torch.no_grad()
-def _alone(network: Any, window: Tensor, query: int) -> Tensor:
-    """Return the query's last states, (query − 1, d), with [CLS] and the query in their places and no context."""
-    place = torch.cat([torch.zeros(1).long(), torch.arange(len(window) - query, len(window))])
-    bias = torch.zeros(query + 1, query + 1)
-    bias[0, 1:] = torch.finfo(torch.float32).min  # [CLS] sees itself alone
-    out = network(input_ids=window[place][None], attention_mask=bias[None, None], position_ids=place[None])
-    states: Tensor = out.last_hidden_state[0, 1:-1]
-    return states
 
 
 def _gains(table: pd.DataFrame, column: str, way: str, than: str) -> dict[str, Interval]:
