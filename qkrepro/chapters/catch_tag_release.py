@@ -32,7 +32,7 @@ HALF = 0.5  # share of variance that is one tag, of attention that is released, 
 def draw_batch(runs: int, batch: int, length: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Return features (runs, batch, T, 3): number, is a number, is the separator; its place and the target mean.
 
-    Numbers are standard normal; the separator is uniform over places 1 … T − 2, so that a number stands on each side.
+    Numbers are standard normal, from the generator; the separator is uniform over places 1 … T − 2 of the length T.
     """
     numbers = torch.randn(runs, batch, length, generator=generator, dtype=torch.float64)
     place = torch.randint(1, length - 1, (runs, batch), generator=generator)
@@ -54,15 +54,15 @@ class Averager(nn.Module):
         self.readout = matrices(runs, 1, dim, generator)
 
     def forward(self, features: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Return the answers (runs, batch), the attention of both layers, and what the first one adds (…, T, d)."""
+        """Return the answers (runs, batch), both attentions, the second of the last token, and what the first adds."""
         x = features @ self.embedding.mT[:, None]
-        hidden = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool).triu(1)
+        hidden, queries = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool).triu(1), x
         attentions, added = [], []
         for heads, value in zip(self.heads, self.values, strict=True):
-            attention = torch.softmax(heads(x, x).masked_fill(hidden, -torch.inf), dim=-1)
-            attentions.append(attention)
-            added.append(attention @ x @ value.mT[:, None])
-            x = x + added[-1]
+            logits = heads(queries, x).masked_fill(hidden[-queries.shape[-2] :], -torch.inf)
+            attentions.append(logits.softmax(-1))
+            added.append(attentions[-1] @ x @ value.mT[:, None])
+            queries = (x := queries + added[-1])[:, :, -1:]  # the answer needs the last token alone
         return (x[:, :, -1] @ self.readout.mT)[..., 0], attentions, added[0]
 
 
@@ -71,12 +71,12 @@ def train_averagers(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train `runs` models on the average from weights and data of their own, and look for the three steps in each.
 
-    Returns run, learnt (share of the target's variance, on new sequences), catch (first layer: mean attention to the
-    separator from the tokens after it), before (second layer: attention of the last token to those before it), tag
-    (share of the variance of what the first layer adds that lies between caught tokens and the others), release
-    (second layer: attention of the last token to those after the separator), value (first layer: the value norm of the
-    separator over the root mean square one of numbers); and the spectra of both layers with
-    energy, the share of ‖W‖_F² in the greatest singular value, before training ("start") and after.
+    dim, length: d and T. batch: sequences a step and run. steps, rate: of Adam. tested: new sequences to measure.
+    Returns run, learnt (share of the target's variance), catch (first layer: mean attention to the separator from the
+    tokens after it), before and release (second layer: attention of the last token to those before the separator and
+    after it), tag (share of the variance of what the first layer adds that lies between caught tokens and the others),
+    value (first layer: value norm of the separator over the root mean square one of numbers); and the spectra of both
+    layers with energy, the share of ‖W‖_F² in the greatest singular value, before training ("start") and after.
     """
     generator = torch.Generator().manual_seed(0)
     model = Averager(runs, dim, generator)
@@ -191,8 +191,8 @@ def plot_runs(runs: pd.DataFrame, ax: Axes) -> None:
 def plot_outliers(outliers: pd.DataFrame, ax: Axes) -> None:
     """Draw the outlier of sinks and of other tokens over the layer, a point a window."""
     for kind, marker, shift in (("sink", "o", -0.08), ("other", "s", 0.08)):
-        some = outliers[outliers["kind"] == kind]
-        ax.plot(some["layer"] + shift, some["outlier"], marker, fillstyle="none", label=f"{kind} tokens")
+        rows = outliers[outliers["kind"] == kind]
+        ax.plot(rows["layer"] + shift, rows["outlier"], marker, fillstyle="none", label=f"{kind} tokens")
     ax.set(xlabel="layer", ylabel="greatest |feature| / rms", ylim=(0, None))
     ax.legend()
 

@@ -40,6 +40,7 @@ Ways: TypeAlias = dict[tuple[str, int], Encoding]  # by way and number of pieces
 def encode(length: int, query: int, pieces: int, *, prefix: int = 0, restart: bool = True) -> Encoding:
     """Return how a context is encoded in pieces of near equal size, and the query, its last tokens, after them.
 
+    length: tokens of the window, of which the last `query` are the query and the first `prefix` a prefix of all pieces.
     A token of the context sees its piece and the prefix, whose tokens see themselves alone; the query sees everything.
     restart: the places of each piece begin after the prefix, those of the query after the longest piece.
     """
@@ -91,10 +92,20 @@ def encoded_contexts(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run a MiniLM on windows of text whose context is encoded as a whole and in each number of pieces, in all WAYS.
 
-    query: tokens at the end, with [SEP], which is not measured. Returns a row a window, way and number of pieces:
-    entropy of the query tokens' attention, nats, mean over layers, heads and tokens; between and between_whole, that of
-    its sums over the pieces, now and under the whole context; disagreement, ‖h − h_whole‖ of the query's last hidden
-    states over that without a context. And a row a head: layer, head, rise of its entropy at the greatest number.
+    Parameters
+    ----------
+    folder, windows: the model's, and token numbers (T,) each, [CLS] and [SEP] at their ends.
+    counts: numbers of pieces.
+    query: tokens at the end, with [SEP], which is not measured.
+    prefix: tokens of the sink, with [CLS].
+    seed: of the random halves.
+
+    Returns
+    -------
+    A row a window, way and number of pieces: entropy of the query tokens' attention, nats, mean over layers, heads and
+    tokens; between and between_whole, that of its sums over the pieces, now and under the whole context; disagreement,
+    ‖h − h_whole‖ of the query's last hidden states over that without a context. And a row a head: layer, head, rise of
+    its entropy at the greatest number.
     """
     network, generator = minilm_network(folder), torch.Generator().manual_seed(seed)
     rows, rises = [], []

@@ -31,9 +31,10 @@ RANDOM = "random"  # the name of the mask that hides one key of each query, draw
 def offset_damage(folder: Path, windows: Sequence[Tensor], offsets: Sequence[int], *, seed: int) -> pd.DataFrame:
     """Return how much the output of a MiniLM moves when every query loses the key at an offset, in every head.
 
-    One row a window and offset (query to key, in tokens; "0" the diagonal, "random" one other key a query): damage,
-    ‖change of the last hidden states‖_F over their norm; attended, the share of attention that the keys had, mean over
-    layers, heads and queries. [CLS] and [SEP] keep all their keys, are never hidden, and are not counted.
+    folder: of the model. windows: token numbers, (T,) each. offsets: of the hidden keys. seed: of the random key.
+    Returns one row a window and offset (query to key, in tokens; "0" the diagonal, "random" one other key a query):
+    damage, ‖change of the last hidden states‖_F over their norm; attended, the share of attention that the keys had,
+    mean over layers, heads and queries. [CLS] and [SEP] keep all their keys, are never hidden, and are not counted.
     """
     network = minilm_network(folder)
     generator, frames = torch.Generator().manual_seed(seed), []
@@ -89,7 +90,19 @@ def learnt_gates(
     """Train a head with a differentiable mask on y_t = B(x_t + x_{t−1}), with a skip connection around it or without.
 
     The mask multiplies attention by a sigmoid gate for each distance 0 … reach and costs `price` times their sum;
-    logits are x_tᵀ W x_s/√d, the output O(skip · x_t + V Σ A_ts x_s). Returns run, distance, gate; and the spectra.
+    logits are x_tᵀ W x_s/√d, the output O(skip · x_t + V Σ A_ts x_s).
+
+    Parameters
+    ----------
+    skip: whether a skip connection passes the token.
+    runs: heads trained side by side, each with weights and data of its own.
+    dim, length, batch: d, T and sequences a step and run.
+    steps, rate: of Adam.
+    price, reach: of an open gate, and the greatest distance with one.
+
+    Returns
+    -------
+    run, distance, gate, skip; and the spectra of the runs.
     """
     generator = torch.Generator().manual_seed(0)
     heads, value, out = Heads(runs, dim, dim, generator), *(matrices(runs, dim, dim, generator) for _ in range(2))
@@ -104,8 +117,8 @@ def learnt_gates(
         gates = nn.functional.logsigmoid(scores)[:, distance.clamp(0, reach)]  # (runs, T, T)
         attention = torch.softmax((heads(x, x) + gates[:, None]).masked_fill(outside, -torch.inf), dim=-1)
         y = (skip * x + attention @ x @ value.mT[:, None]) @ out.mT[:, None]
-        wanted = (x[:, :, 1:] + x[:, :, :-1]) @ target.mT[:, None]
-        error = nn.functional.mse_loss(y[:, :, 1:], wanted, reduction="none").mean((1, 2, 3))  # (runs,)
+        target_values = (x[:, :, 1:] + x[:, :, :-1]) @ target.mT[:, None]
+        error = nn.functional.mse_loss(y[:, :, 1:], target_values, reduction="none").mean((1, 2, 3))  # (runs,)
         return (error + price * torch.sigmoid(scores).sum(-1)).sum()
 
     minimise([*heads.parameters(), value, out, scores], loss, steps=steps, rate=rate)

@@ -132,8 +132,8 @@ def plot_values(values: pd.DataFrame, ax: Axes, excess: float = EXCESS) -> None:
     """Draw the value norm of each head's most attended token over the attention that it receives, a point a head."""
     means = values.groupby(["layer", "head"], as_index=False)[["received", "value", "special"]].mean()
     for special, marker, label in ((True, "o", "[CLS] or [SEP]"), (False, "x", "a word")):
-        some = means[(means["special"] > 0.5) == special]
-        ax.scatter(some["received"], some["value"], marker=marker, s=20, label=label)
+        chosen = means[(means["special"] > 0.5) == special]
+        ax.scatter(chosen["received"], chosen["value"], marker=marker, s=20, label=label)
     ax.axhline(1, color="0.6", linewidth=0.8)
     ax.axvline(excess, color="0.6", linewidth=0.8, linestyle=":")
     ax.set(xlabel="attention received by the most attended token", ylabel="its value norm / median", yscale="log")
