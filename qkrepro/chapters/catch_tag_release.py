@@ -1,9 +1,11 @@
 """Sinks that catch tokens, tag and release them: a two-layer model that learns an average, and MiniLM's outliers.
 
 A sequence holds numbers and one separator; the last token answers with the mean of the numbers after the separator.
+`python -m qkrepro.chapters.catch_tag_release results/catch-tag-release` makes the record of longer trainings.
 Source: book, "Catch, tag, release"; the question and the kind of task are those of arXiv 2502.00919, the models ours.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +16,12 @@ from torch import Generator, Tensor, nn
 
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.verdicts import above, both, settings_verdict
+from qkrepro.files import write_atomically
 from qkrepro.models.minilm import layer_views
 from qkrepro.theory.statistics import t_interval
 from qkrepro.training.side_by_side import Heads, matrices, minimise
 
-READS = ("notebooks/texts/walk.txt",)
+READS = ("notebooks/texts/walk.txt", "results/catch-tag-release/*")
 SOURCE = "2502.00919"
 SPECTRUM_SAYS = "Catching needs one direction of W, from what queries share to the sink: dispersed, not concentrated."
 SINK = 0.2  # mean attention from which a token is a sink, as reported of arXiv 2502.00919
@@ -29,7 +32,7 @@ HALF = 0.5  # share of variance that is one tag, of attention that is released, 
 def draw_batch(runs: int, batch: int, length: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Return features (runs, batch, T, 3): number, is a number, is the separator; its place and the target mean.
 
-    Numbers are standard normal; the separator is uniform over places 1 … T − 2, so that a number stands on each side.
+    Numbers are standard normal, from the generator; the separator is uniform over places 1 … T − 2 of the length T.
     """
     numbers = torch.randn(runs, batch, length, generator=generator, dtype=torch.float64)
     place = torch.randint(1, length - 1, (runs, batch), generator=generator)
@@ -51,15 +54,15 @@ class Averager(nn.Module):
         self.readout = matrices(runs, 1, dim, generator)
 
     def forward(self, features: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Return the answers (runs, batch), the attention of both layers, and what the first one adds (…, T, d)."""
+        """Return the answers (runs, batch), both attentions, the second of the last token, and what the first adds."""
         x = features @ self.embedding.mT[:, None]
-        hidden = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool).triu(1)
+        hidden, queries = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool).triu(1), x
         attentions, added = [], []
         for heads, value in zip(self.heads, self.values, strict=True):
-            attention = torch.softmax(heads(x, x).masked_fill(hidden, -torch.inf), dim=-1)
-            attentions.append(attention)
-            added.append(attention @ x @ value.mT[:, None])
-            x = x + added[-1]
+            logits = heads(queries, x).masked_fill(hidden[-queries.shape[-2] :], -torch.inf)
+            attentions.append(logits.softmax(-1))
+            added.append(attentions[-1] @ x @ value.mT[:, None])
+            queries = (x := queries + added[-1])[:, :, -1:]  # the answer needs the last token alone
         return (x[:, :, -1] @ self.readout.mT)[..., 0], attentions, added[0]
 
 
@@ -68,12 +71,12 @@ def train_averagers(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train `runs` models on the average from weights and data of their own, and look for the three steps in each.
 
-    Returns run, learnt (share of the target's variance, on new sequences), catch (first layer: mean attention to the
-    separator from the tokens after it), before (second layer: attention of the last token to those before it), tag
-    (share of the variance of what the first layer adds that lies between caught tokens and the others), release
-    (second layer: attention of the last token to those after the separator), value (first layer: the value norm of the
-    separator over the root mean square one of numbers); and the spectra of both layers with
-    energy, the share of ‖W‖_F² in the greatest singular value, before training ("start") and after.
+    dim, length: d and T. batch: sequences a step and run. steps, rate: of Adam. tested: new sequences to measure.
+    Returns run, learnt (share of the target's variance), catch (first layer: mean attention to the separator from the
+    tokens after it), before and release (second layer: attention of the last token to those before the separator and
+    after it), tag (share of the variance of what the first layer adds that lies between caught tokens and the others),
+    value (first layer: value norm of the separator over the root mean square one of numbers); and the spectra of both
+    layers with energy, the share of ‖W‖_F² in the greatest singular value, before training ("start") and after.
     """
     generator = torch.Generator().manual_seed(0)
     model = Averager(runs, dim, generator)
@@ -92,24 +95,22 @@ def train_averagers(
     after = torch.arange(length) > place[..., None]  # (runs, tested, T), the tokens that a separator can catch
     separator = features[..., 2]
     other = ~after & (separator == 0)
-    to_separator = (first * separator[..., None, :]).sum(-1)  # (runs, tested, T)
     pieces = (model.values[0] @ model.embedding).detach().norm(dim=-2)  # (runs, 3), of number, "is a number", separator
     columns = {
         "value": pieces[:, 2] / pieces[:, :2].norm(dim=-1),
         "learnt": 1 - (answers - target).square().mean(-1) / target.var(-1, correction=0),
-        "catch": (to_separator * after).sum((1, 2)) / after.sum((1, 2)),
+        "catch": ((first * separator[..., None, :]).sum(-1) * after).sum((1, 2)) / after.sum((1, 2)),
         "tag": torch.stack([_between(added[run], after[run], other[run]) for run in range(runs)]),
         "release": (second[..., -1, :] * after).sum(-1).mean(-1),
         "before": (second[..., -1, :] * other).sum(-1).mean(-1),
     }
-    table = pd.DataFrame({"run": range(runs)} | {name: each.numpy() for name, each in columns.items()})
+    table = pd.DataFrame({"run": range(runs)} | {name: values.numpy() for name, values in columns.items()})
     return table, pd.concat(spectra, ignore_index=True)
 
 
 def _between(added: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """Return the share of the variance of vectors (…, d), all directions together, between two groups of them."""
-    groups = [added[one], added[other]]
-    pooled = torch.cat(groups)
+    pooled = torch.cat(groups := [added[one], added[other]])
     between = sum(len(group) * (group.mean(0) - pooled.mean(0)).square().sum() for group in groups)
     return between / (pooled - pooled.mean(0)).square().sum()
 
@@ -138,9 +139,15 @@ def sink_outliers(folder: Path, windows: Sequence[Tensor], sink: float = SINK) -
         outlier = inputs.abs().amax(-1) / inputs.square().mean(-1).sqrt()
         for kind, chosen in (("sink", caught), ("other", ~caught)):
             if bool(caught.any()):
-                row = {"window": view.window, "layer": view.layer, "kind": kind, "tokens": int(chosen.sum())}
-                rows.append(row | {"outlier": float(outlier[chosen].mean())})
+                rows.append((view.window, view.layer, kind, int(chosen.sum()), float(outlier[chosen].mean())))
     return pd.DataFrame(rows, columns=["window", "layer", "kind", "tokens", "outlier"])
+
+
+def record(folder: Path, *, runs: int = 10, steps: int = 2000) -> None:
+    """Write runs-*.csv, the runs of `train_averagers` after more steps than a page has time for, unless it is there."""
+    if not (path := folder / f"runs-{steps}.csv").exists():
+        table, _ = train_averagers(runs=runs, dim=8, length=12, batch=32, steps=steps, rate=0.02, tested=300)
+        write_atomically(path, table.to_csv(index=False, float_format="%.6g").encode())
 
 
 def average_is_learnt_so(tables: Tables, sink: float = SINK) -> Verdict:
@@ -167,8 +174,8 @@ def catching_is_one_direction(tables: Tables) -> Verdict:
     """Judge energy of the first layer in `spectra` (run, layer, when, energy) over the runs of `runs` that learnt."""
     learnt = tables["runs"].query("learnt >= @LEARNT")["run"]
     first = tables["spectra"].query("layer == 1 and when == 'trained'")
-    rows = first[first["run"].isin(learnt)].to_dict("records")
-    return settings_verdict({f"run {row['run']:.0f}": row["energy"] >= HALF for row in rows})
+    energies = first[first["run"].isin(learnt)].set_index("run")["energy"]
+    return settings_verdict({f"run {run:.0f}": energy >= HALF for run, energy in energies.items()})
 
 
 def plot_runs(runs: pd.DataFrame, ax: Axes) -> None:
@@ -177,17 +184,15 @@ def plot_runs(runs: pd.DataFrame, ax: Axes) -> None:
         ax.plot(runs["learnt"], runs[column], marker, markersize=7, fillstyle="none", label=column)
     ax.axvline(LEARNT, color="0.6", linewidth=0.8)
     ax.axhline(SINK, color="0.6", linewidth=0.8, linestyle=":")
-    ax.set(
-        xlabel="share of the average's variance that is learnt", ylabel="attention, share of variance", ylim=(0, 1.05)
-    )
+    ax.set(xlabel="share of the average's variance that is learnt", ylabel="attention or variance", ylim=(0, 1.05))
     ax.legend(loc="upper left")
 
 
 def plot_outliers(outliers: pd.DataFrame, ax: Axes) -> None:
     """Draw the outlier of sinks and of other tokens over the layer, a point a window."""
     for kind, marker, shift in (("sink", "o", -0.08), ("other", "s", 0.08)):
-        some = outliers[outliers["kind"] == kind]
-        ax.plot(some["layer"] + shift, some["outlier"], marker, fillstyle="none", label=f"{kind} tokens")
+        rows = outliers[outliers["kind"] == kind]
+        ax.plot(rows["layer"] + shift, rows["outlier"], marker, fillstyle="none", label=f"{kind} tokens")
     ax.set(xlabel="layer", ylabel="greatest |feature| / rms", ylim=(0, None))
     ax.legend()
 
@@ -239,3 +244,7 @@ CLAIMS = (
         setting=SETTING,
     ),
 )
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    record(Path(sys.argv[1]))

@@ -52,9 +52,12 @@ def parameters(cov: Tensor, generator: Generator) -> dict[str, Tensor]:
 def draw_sequences(
     cov: Tensor, size: tuple[int, ...], length: int, noise: float, generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return queries (*size, d) with qᵀΣ⁻¹q = 1, keys (*size, T, d), values (*size, T), latents b (*size, d)."""
+    """Return queries (*size, d) with qᵀΣ⁻¹q = 1, keys (*size, T, d), values (*size, T), latents b (*size, d).
+
+    cov: Σ of the keys, (d, d). length: T. noise: standard deviation of the values' own part. generator: of the draws.
+    """
     root = torch.linalg.cholesky(cov)
-    draw = [torch.randn(*size, *more, generator=generator, dtype=torch.float64) for more in ((1, len(cov)),) * 2]
+    draw = [torch.randn(*size, 1, len(cov), generator=generator, dtype=torch.float64) for _ in range(2)]
     keys = torch.randn(*size, length, len(cov), generator=generator, dtype=torch.float64) @ root.mT
     latent = draw[0][..., 0, :]
     error = noise * torch.randn(*size, length, generator=generator, dtype=torch.float64)
@@ -63,14 +66,20 @@ def draw_sequences(
 
 
 def attention_estimate(queries: Tensor, keys: Tensor, values: Tensor, w: Tensor) -> Tensor:
-    """Return Σ_i A_i v_i with A = softmax(qᵀ W k_i), (...)."""
+    """Return Σ_i A_i v_i with A = softmax(qᵀ W k_i), (...).
+
+    queries: (..., d); keys: (..., T, d); values: (..., T); w: (d, d).
+    """
     logits = (keys @ (queries @ w)[..., None])[..., 0]  # (..., T)
     estimate: Tensor = (torch.softmax(logits, dim=-1) * values).sum(-1)
     return estimate
 
 
 def posterior_estimate(queries: Tensor, keys: Tensor, values: Tensor, noise: float) -> Tensor:
-    """Return q · E[b | keys, values], (...): b ~ N(0, I) a priori, so that the posterior mean is a ridge regression."""
+    """Return q · E[b | keys, values], (...): b ~ N(0, I) a priori, so that the posterior mean is a ridge regression.
+
+    queries, keys, values: as in `attention_estimate`. noise: standard deviation of the values' own part.
+    """
     gram = keys.mT @ keys + noise**2 * torch.eye(keys.shape[-1], dtype=keys.dtype)
     mean = torch.linalg.solve(gram, keys.mT @ values[..., None])[..., 0]  # (..., d)
     estimate: Tensor = (queries * mean).sum(-1)
@@ -82,7 +91,8 @@ def error_over_length(
 ) -> pd.DataFrame:
     """Return the root mean square of attention − posterior: tokens, parameter, length, group, error.
 
-    Every group has `draws` sequences of its own; all parameters see the same ones.
+    covariances: of the keys, by setting. lengths: T. groups: of sequences; each has `draws` of its own, which all
+    parameters see. noise: of the values. seed: of the draws.
     """
     generator, rows = torch.Generator().manual_seed(seed), []
     for tokens, cov in covariances.items():
@@ -112,8 +122,9 @@ def learnt_parameters(
 ) -> pd.DataFrame:
     """Train W on the squared error of a further value of the sequence, and compare it with Σ⁻¹.
 
-    Returns tokens, run, aligned (cosine of W and Σ⁻¹), scale (its length in units of Σ⁻¹'s), effective_number (N_W)
-    and effective_number_tokens (N_M of M = Σ^½WΣ^½), one row a run.
+    covariances: of the keys, by setting. runs: of the training, each with `batch` sequences of this length a step.
+    noise: of the values. steps, rate: of Adam. Returns tokens, run, aligned (cosine of W and Σ⁻¹), scale (its length in
+    units of Σ⁻¹'s), effective_number (N_W) and effective_number_tokens (N_M of M = Σ^½WΣ^½), one row a run.
     """
     frames = []
     for tokens, cov in covariances.items():

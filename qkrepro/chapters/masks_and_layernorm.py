@@ -52,11 +52,11 @@ def decay_rates(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def equilibria(scaled_mean: float, stack: Stack, noise: float, generator: Generator) -> pd.DataFrame:
-    """Return one row a rank and mask: mask, rank, found (numerical rank), moved, and what became of a disturbance.
+    """Return one row a rank and mask: mask, rank, numerical_rank, moved, and what became of a disturbance.
 
     moved: the largest change of a token by one layer over √d; with W = (ξ/d)I, ξ/λ = scaled_mean. orthogonality: the
     largest entry of W_V W_Vᵀ − I. disturbed: distance from the equilibrium, relative, after the stack's layers, when
-    the tokens start with Gaussian noise of this relative size. Ranks 1 to d − 1, all that LayerNorm leaves.
+    the tokens start with Gaussian `noise` of this relative size, from the generator. Ranks 1 to d − 1, all there are.
     """
     w = scaled_mean * stack.temperature / stack.dim * torch.eye(stack.dim, dtype=torch.float64)
     rows = []
@@ -71,12 +71,11 @@ def equilibria(scaled_mean: float, stack: Stack, noise: float, generator: Genera
                 disturbed = attention_and_layer_norm(disturbed, w, value, stack.temperature, mask)
             orthogonality = float((value @ value.T - torch.eye(stack.dim)).abs().max())
             moved, away = float((after - x).norm(dim=1).max()), float((disturbed - x).norm())
-            found = int(torch.linalg.matrix_rank(x))
             row = {
                 "mask": name,
                 "scaled_mean": scaled_mean,
                 "rank": rank,
-                "found": found,
+                "numerical_rank": int(torch.linalg.matrix_rank(x)),
                 "orthogonality": orthogonality,
             }
             row |= {"moved": moved / math.sqrt(stack.dim), "disturbed": away / float(x.norm())}
@@ -125,9 +124,9 @@ def local_is_slower(tables: Tables) -> Verdict:
 
 
 def every_rank_has_an_equilibrium(tables: Tables) -> Verdict:
-    """Judge table equilibria: mask, rank, found, moved, orthogonality; one case a row, which a single one refutes."""
+    """Judge table equilibria: mask, rank, numerical_rank, moved, orthogonality; each row is a case, and one refutes."""
     rows = tables["equilibria"]
-    exact = (rows["moved"] < ROUNDING) & (rows["orthogonality"] < ROUNDING) & (rows["found"] == rows["rank"])
+    exact = (rows["moved"] < ROUNDING) & (rows["orthogonality"] < ROUNDING) & (rows["numerical_rank"] == rows["rank"])
     holds: list[bool | None] = [bool(row) for row in exact]
     largest = f"{rows['moved'].max():.1g} of a token's length" if len(rows) else "nothing"
     return universal_verdict(holds, f"fixed in {int(exact.sum())} of {len(exact)} cases; the largest step is {largest}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qkrepro.evidence.claims import Claim, Tables, Verdict
 from qkrepro.evidence.style import draw_intervals
 from qkrepro.evidence.verdicts import above, both, correlation_verdict, settings_verdict
-from qkrepro.models.token_covariance import running_model
+from qkrepro.models.minilm import minilm_network
 from qkrepro.theory.attention import attention_entropy
 from qkrepro.theory.statistics import Interval, intervals, t_interval
 
@@ -40,6 +40,7 @@ Ways: TypeAlias = dict[tuple[str, int], Encoding]  # by way and number of pieces
 def encode(length: int, query: int, pieces: int, *, prefix: int = 0, restart: bool = True) -> Encoding:
     """Return how a context is encoded in pieces of near equal size, and the query, its last tokens, after them.
 
+    length: tokens of the window, of which the last `query` are the query and the first `prefix` a prefix of all pieces.
     A token of the context sees its piece and the prefix, whose tokens see themselves alone; the query sees everything.
     restart: the places of each piece begin after the prefix, those of the query after the longest piece.
     """
@@ -67,16 +68,23 @@ def masses(attention: Tensor, encoding: Encoding) -> Tensor:
 
 
 @torch.no_grad()
-def _run(network: Any, window: Tensor, query: int, encodings: Ways) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
-    """Return the query's attention, (layers, heads, query − 1, T), and last states without [SEP] in each encoding."""
-    seen, place = (
-        torch.stack([getattr(encoding, name) for encoding in encodings.values()]) for name in ("seen", "place")
+def _read(network: Any, window: Tensor, query: int, encoding: Encoding) -> tuple[Tensor, Tensor]:
+    """Return the query's attention, (layers, heads, query − 1, T), and last states without [SEP].
+
+    What the query does not see it does not depend on either, so that the network does not read it.
+    """
+    seen, place = encoding.seen, encoding.place
+    read = seen[-1].nonzero().flatten()
+    bias = torch.zeros(len(read), len(read)).masked_fill(~seen[read][:, read], torch.finfo(torch.float32).min)
+    out = network(
+        input_ids=window[read][None],
+        attention_mask=bias[None, None],
+        position_ids=place[read][None],
+        output_attentions=True,
     )
-    bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
-    ids = window.expand(len(seen), -1)
-    out = network(input_ids=ids, attention_mask=bias, position_ids=place, output_attentions=True)
-    attention = torch.stack(out.attentions, 1)[..., -query:-1, :]
-    return dict(zip(encodings, zip(attention, out.last_hidden_state[:, -query:-1], strict=True), strict=True))
+    paid = torch.cat([layer[..., -query:-1, :] for layer in out.attentions])
+    attention = paid.new_zeros(*paid.shape[:-1], len(window)).index_copy_(-1, read, paid)
+    return attention, out.last_hidden_state[0, -query:-1]
 
 
 def encoded_contexts(
@@ -84,32 +92,42 @@ def encoded_contexts(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run a MiniLM on windows of text whose context is encoded as a whole and in each number of pieces, in all WAYS.
 
-    query: tokens at the end, with [SEP], which is not measured. Returns a row a window, way and number of pieces:
-    entropy of the query tokens' attention, nats, mean over layers, heads and tokens; between and between_whole, that of
-    its sums over the pieces, now and under the whole context; disagreement, ‖h − h_whole‖ of the query's last hidden
-    states over that without a context. And a row a head: layer, head, rise of its entropy at the greatest number.
+    Parameters
+    ----------
+    folder, windows: the model's, and token numbers (T,) each, [CLS] and [SEP] at their ends.
+    counts: numbers of pieces.
+    query: tokens at the end, with [SEP], which is not measured.
+    prefix: tokens of the sink, with [CLS].
+    seed: of the random halves.
+
+    Returns
+    -------
+    A row a window, way and number of pieces: entropy of the query tokens' attention, nats, mean over layers, heads and
+    tokens; between and between_whole, that of its sums over the pieces, now and under the whole context; disagreement,
+    ‖h − h_whole‖ of the query's last hidden states over that without a context. And a row a head: layer, head, rise of
+    its entropy at the greatest number.
     """
-    network, generator = running_model(folder, attn_implementation="eager"), torch.Generator().manual_seed(seed)
+    network, generator = minilm_network(folder), torch.Generator().manual_seed(seed)
     rows, rises = [], []
     for number, window in enumerate(windows):
         size = len(window)
         bare = keep(encode(size, query, 1, prefix=1, restart=False), torch.tensor([]))  # [CLS] and the query
-        ways: Ways = {("none", 1): bare, ("whole", 1): encode(size, query, 1)}
+        ways: Ways = {("whole", 1): encode(size, query, 1)}
         for count in counts:
             ways["pieces", count] = encode(size, query, count)
             ways["places kept", count] = encode(size, query, count, restart=False)
             ways["sink", count] = encode(size, query, count, prefix=prefix)
-        runs, halves = _run(network, window, query, ways), {}
+        runs = {name: _read(network, window, query, encoding) for name, encoding in ways.items()}
         for count in counts:
             cut = ways["pieces", count]
             paid = masses(runs["pieces", count][0], cut)[..., 1:-1].flatten(0, -2).mean(0)  # (pieces,)
-            halves["best half", count] = keep(cut, paid.topk(count // 2).indices)
-            halves["random half", count] = keep(cut, torch.randperm(count, generator=generator)[: count // 2])
-        runs |= _run(network, window, query, halves)
-        _, alone = runs.pop(("none", 1))
+            ways["best half", count] = keep(cut, paid.topk(count // 2).indices)
+            ways["random half", count] = keep(cut, torch.randperm(count, generator=generator)[: count // 2])
+        runs |= {name: _read(network, window, query, ways[name]) for name in ways.keys() - runs.keys()}
+        _, alone = _read(network, window, query, bare)
         whole, states = runs["whole", 1]
-        for (way, count), (own, now) in runs.items():
-            cut = (ways | halves)[way, count]
+        for (way, count), cut in ways.items():
+            own, now = runs[way, count]
             entropies = (own, masses(own, cut), masses(whole, cut))
             values = [float(attention_entropy(attention).mean()) for attention in entropies]
             values.append(float((now - states).norm() / (alone - states).norm()))

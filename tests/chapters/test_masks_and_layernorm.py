@@ -36,7 +36,7 @@ def left(*logs: float, noise: np.ndarray = JITTER) -> dict[str, pd.DataFrame]:
 
 def fixed(*moved: float) -> dict[str, pd.DataFrame]:
     rows = [("causal", rank, rank, value, 0.0) for rank, value in enumerate(moved, 1)]
-    return {"equilibria": pd.DataFrame(rows, columns=["mask", "rank", "found", "moved", "orthogonality"])}
+    return {"equilibria": pd.DataFrame(rows, columns=["mask", "rank", "numerical_rank", "moved", "orthogonality"])}
 
 
 def kept(*pairs: tuple[float, ...]) -> dict[str, pd.DataFrame]:
@@ -82,9 +82,9 @@ def test_all_masks_but_the_control_are_connected_and_every_query_sees_itself() -
 def test_a_geometric_residual_has_one_rate_early_and_late() -> None:
     layers = np.arange(1, 9)
     table = pd.DataFrame({"mask": "m", "spectrum": "s", "seed": 0, "layer": layers, "residual": 0.5**layers})
-    found = decay_rates(table).iloc[0]
-    assert found["early"] == pytest.approx(np.log(2))
-    assert found["late"] == pytest.approx(np.log(2))
+    rates = decay_rates(table).iloc[0]
+    assert rates["early"] == pytest.approx(np.log(2))
+    assert rates["late"] == pytest.approx(np.log(2))
 
 
 def test_halves_that_do_not_see_each_other_keep_their_difference() -> None:
