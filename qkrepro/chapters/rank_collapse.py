@@ -190,6 +190,7 @@ def plot_depth(
 ) -> None:
     """Draw a measure over depth: median over seeds, and a band between the quartiles, one line per spectrum.
 
+    column: the measure.
     table: rows of `depth_experiment`. styles: line style of each spectrum (mean_scaled, dispersion).
     """
     rows = quartiles(table, ["mean_scaled", "dispersion", "layer"], column)
