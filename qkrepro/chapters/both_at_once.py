@@ -92,17 +92,17 @@ def can_prevent_both_deep(tables: Tables, bar: float = HALF) -> Verdict:
 
 def helps_both(tables: Tables) -> Verdict:
     """Judge table safe, fewest layers: at equal mean both ratios are larger at the least than the most dispersion."""
-    cases = helped_means(tables["safe"])
+    gains = helped_means(tables["safe"])
     counts = []
     for sign, name in ((1, "positive"), (-1, "negative")):
-        statuses = [status for key, status in cases.items() if sign * key[2] > 0]
+        statuses = [status for key, status in gains.items() if sign * key[2] > 0]
         counts.append(f"{sum(status is True for status in statuses)} of {len(statuses)} {name} means")
-    cases = {f"{setting}, {tokens}, ξ/λ = {plain(mean)}": status for (setting, tokens, mean), status in cases.items()}
+    cases = {f"{setting}, {tokens}, ξ/λ = {plain(mean)}": status for (setting, tokens, mean), status in gains.items()}
     return settings_verdict(cases, "at " + " and ".join(counts))
 
 
 def helped_means(table: pd.DataFrame) -> dict[tuple[str, str, float], bool | None]:
-    """Return by (setting, tokens, mean) whether both ratios are larger at the least dispersion than at the greatest."""
+    """Return by (setting, tokens, mean) whether both ratios are larger at the least than at the most dispersion."""
     cases = {}
     for key, group in _at_depth(table, deep=False).groupby(["setting", "tokens", "mean_scaled"], sort=False):
         gains = []
