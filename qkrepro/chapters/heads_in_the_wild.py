@@ -133,11 +133,12 @@ def rotary_frames(spectra: pd.DataFrame, traces: pd.DataFrame) -> Iterator[Figur
     plane.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="Re λ", ylabel="Im λ")
     plot_rotary_trace(traces, curve, legend=False)
     here = curve.axvline(0, color=INK, linewidth=1)
+    heading = figure.suptitle(" ", x=0.01, ha="left")
     for distance, points in spectra.groupby("distance"):
         for kind, values in points.groupby("kind"):
             clouds[str(kind)].set_offsets(values[["real", "imag"]].to_numpy())
         here.set_xdata([float(str(distance))] * 2)
-        figure.suptitle(f"{distance:g} tokens between query and key", x=0.01, ha="left")
+        heading.set_text(f"{distance:g} tokens between query and key")
         yield figure
 
 

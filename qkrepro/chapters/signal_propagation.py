@@ -195,7 +195,7 @@ def plot_profiles(
         theta = torch.arange(1, case.length + 1, dtype=torch.float64) / case.length
         axis.plot(fine, case.rho(fine), ":", color=INK, label="Gaussian, T → ∞")
         axis.plot(theta, case.rho(theta, length=case.length), "--", color=PALETTE[4], label="Gaussian, this T")
-        axis.plot(rows["theta"], rows["exact"], color=PALETTE[0], label="exact law")
+        axis.plot(rows["theta"], rows["exact"], "o", markersize=5, color=PALETTE[0], label="exact law")
         ends = rows.rename(columns={"drawn": "estimate"})
         draw_intervals(axis, ends["theta"], ends, fmt=".", color=PALETTE[3], label="drawn, 95% interval")
         axis.set(title=title, ylim=(-0.04, 1.04), xlim=(0, 1.02), xlabel="location θ = i/T", ylabel="ρ")
