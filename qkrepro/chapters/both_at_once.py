@@ -30,8 +30,9 @@ STATUS: dict[bool | None, str] = {True: "safe", False: "collapsed", None: "open"
 def both_at_once(
     spectra: Sequence[Spectrum], stack: Stack, *, seeds: Iterable[int], depths: Sequence[int] = (), setting: str = ""
 ) -> pd.DataFrame:
-    """Both collapses of each spectrum side by side: attention in every layer, tokens after the last.
+    """Return both collapses of each spectrum side by side: attention in every layer, tokens after the last.
 
+    spectra: of W_QK, all on the same draws.
     depths: numbers of layers after which to look, each a reading of the same runs; none: the stack's own. setting: a
     name for what is special about the stack. Returns one row per (depth, seed, spectrum): setting, tokens, layers,
     mean_scaled, dispersion, seed, entropy_ratio (the least of the layers so far), first_entropy_ratio (of the first
@@ -51,81 +52,83 @@ def both_at_once(
 
 
 def safe_cells(table: pd.DataFrame, bar: float = HALF) -> pd.DataFrame:
-    """Medians of both ratios in each cell (mean_scaled, dispersion), and whether neither collapse happens there.
+    """Return medians of both ratios in each cell (mean_scaled, dispersion), and whether neither collapse happens there.
 
     Adds lowest (the smaller of the lower ends of the two 95% intervals of the medians over seeds) and status: "safe"
     when both intervals lie above the bar, "collapsed" when one lies below, otherwise "open"; safe is status == "safe".
     """
     rows = []
     for (mean, dispersion), cell in table.groupby(["mean_scaled", "dispersion"]):
-        found = {name: median_interval(cell[name]) for name in RATIOS}
-        status = both(*(above(interval, bar) for interval in found.values()))
-        row = {"mean_scaled": mean, "dispersion": dispersion, **{name: found[name].estimate for name in RATIOS}}
-        lowest = min(interval.low for interval in found.values())
+        intervals = {name: median_interval(cell[name]) for name in RATIOS}
+        status = both(*(above(interval, bar) for interval in intervals.values()))
+        row = {"mean_scaled": mean, "dispersion": dispersion, **{name: intervals[name].estimate for name in RATIOS}}
+        lowest = min(interval.low for interval in intervals.values())
         rows.append({**row, "lowest": lowest, "safe": status is True, "status": STATUS[status]})
     return pd.DataFrame(rows)
 
 
 def prevents_both(tables: Tables, bar: float = HALF) -> Verdict:
-    """Table safe: setting, tokens, layers, mean_scaled, dispersion, seed, entropy_ratio, residual_ratio; fewest layers.
+    """Judge table safe: setting, tokens, layers, mean_scaled, dispersion, seed and both ratios; fewest layers.
 
     For each setting, law of tokens and non-zero mean: safe at the least dispersion, not at the greatest.
     """
-    found = safe_means(tables["safe"], bar)
-    cases = {f"{name}, ξ/λ = {plain(mean)}": status for name, means in found.items() for mean, status in means.items()}
-    return settings_verdict(cases, _listed(found))
+    windows = safe_means(tables["safe"], bar)
+    cases = {
+        f"{name}, ξ/λ = {plain(mean)}": status for name, means in windows.items() for mean, status in means.items()
+    }
+    return settings_verdict(cases, _listed(windows))
 
 
 def can_prevent_both(tables: Tables, bar: float = HALF, *, deep: bool = False) -> Verdict:
-    """Table safe, as `prevents_both`, at fewest or most layers: some mean, of either sign, is safe in the setting."""
-    found = safe_means(tables["safe"], bar, deep=deep)
-    return settings_verdict({name: either(*means.values()) for name, means in found.items()}, _listed(found))
+    """Judge table safe, as `prevents_both`, at fewest or most layers: some mean of either sign is safe."""
+    windows = safe_means(tables["safe"], bar, deep=deep)
+    return settings_verdict({name: either(*means.values()) for name, means in windows.items()}, _listed(windows))
 
 
 def can_prevent_both_deep(tables: Tables, bar: float = HALF) -> Verdict:
-    """Table safe, as `can_prevent_both`, at the largest number of layers."""
+    """Judge table safe, as `can_prevent_both`, at the largest number of layers."""
     return can_prevent_both(tables, bar, deep=True)
 
 
 def helps_both(tables: Tables) -> Verdict:
-    """Table safe, fewest layers: at equal mean both ratios are larger at the least than at the greatest dispersion."""
-    found = helped_means(tables["safe"])
+    """Judge table safe, fewest layers: at equal mean both ratios are larger at the least than the most dispersion."""
+    gains = helped_means(tables["safe"])
     counts = []
     for sign, name in ((1, "positive"), (-1, "negative")):
-        statuses = [status for key, status in found.items() if sign * key[2] > 0]
+        statuses = [status for key, status in gains.items() if sign * key[2] > 0]
         counts.append(f"{sum(status is True for status in statuses)} of {len(statuses)} {name} means")
-    cases = {f"{setting}, {tokens}, ξ/λ = {plain(mean)}": status for (setting, tokens, mean), status in found.items()}
+    cases = {f"{setting}, {tokens}, ξ/λ = {plain(mean)}": status for (setting, tokens, mean), status in gains.items()}
     return settings_verdict(cases, "at " + " and ".join(counts))
 
 
 def helped_means(table: pd.DataFrame) -> dict[tuple[str, str, float], bool | None]:
-    """By (setting, tokens, mean): are both ratios larger at the least than at the greatest dispersion (None: open)?"""
-    found = {}
+    """Return by (setting, tokens, mean) whether both ratios are larger at the least than at the most dispersion."""
+    cases = {}
     for key, group in _at_depth(table, deep=False).groupby(["setting", "tokens", "mean_scaled"], sort=False):
         gains = []
         for name in RATIOS:
             wide = group.pivot(index="seed", columns="dispersion", values=name).sort_index(axis=1)
             gains.append(above(median_interval(wide.iloc[:, 0] - wide.iloc[:, -1]), 0))
-        found[str(key[0]), str(key[1]), float(str(key[2]))] = both(*gains)
-    return found
+        cases[str(key[0]), str(key[1]), float(str(key[2]))] = both(*gains)
+    return cases
 
 
 def safe_means(table: pd.DataFrame, bar: float = HALF, *, deep: bool = False) -> dict[str, dict[float, bool | None]]:
-    """By setting and law, then by mean: safe at the least dispersion and not at the greatest (None: left open)."""
+    """Return by setting and law, then by mean, whether it is safe at the least dispersion alone (None: left open)."""
     truth = {text: status for status, text in STATUS.items()}
-    found: dict[str, dict[float, bool | None]] = {}
+    windows: dict[str, dict[float, bool | None]] = {}
     for (setting, tokens), group in _at_depth(table, deep=deep).groupby(["setting", "tokens"], sort=False):
         cells = safe_cells(group, bar)
         ends = cells["dispersion"].min(), cells["dispersion"].max()
         least, greatest = (cells[cells["dispersion"] == end].set_index("mean_scaled")["status"] for end in ends)
-        found[f"{setting}, {tokens}"] = {
+        windows[f"{setting}, {tokens}"] = {
             float(mean): False if greatest[mean] == "safe" else truth[status] for mean, status in least.items()
         }
-    return found
+    return windows
 
 
 def window_summary(windows: pd.DataFrame) -> pd.DataFrame:
-    """Medians of both ratios with their intervals, per panel (law of tokens and setting), cell and quantity.
+    """Return medians of both ratios with their intervals, per panel (law of tokens and setting), cell and quantity.
 
     windows: rows of `both_at_once` at one depth. Columns panel, mean_scaled, dispersion, quantity, estimate, low, high,
     lowest, safe.
@@ -138,7 +141,7 @@ def window_summary(windows: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_both(cells: pd.DataFrame, dim: int, axes: Sequence[Axes]) -> QuadMesh:
-    """The central map: entropy ratio and residual ratio over (mean, dispersion), the safe cells outlined in both.
+    """Draw the central map: entropy ratio and residual ratio over (mean, dispersion), the safe cells outlined in both.
 
     cells: mean_scaled, dispersion, entropy_ratio, residual_ratio, safe; one row a cell of a full grid, dispersions > 0.
     dim: d, for the dotted line σ = |μ|. Dashed line: the ratio is one half. Returns a mesh for the colour bar.
@@ -164,13 +167,13 @@ def plot_both(cells: pd.DataFrame, dim: int, axes: Sequence[Axes]) -> QuadMesh:
 
 
 def label_region(axis: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    """White text with a dark rim, readable on any colour of a map; x and y as fractions of the axes."""
+    """Write white text with a dark rim, readable on any colour of a map; x and y as fractions of the axes."""
     settings = {"color": "white", "ha": "center", "va": "center", "fontweight": "bold", "fontsize": 10, **style}
     axis.text(x, y, text, path_effects=HALO, transform=axis.transAxes, **settings)
 
 
 def plot_windows(summary: pd.DataFrame, axes: Sequence[Axes], titles: Mapping[str, str] | None = None) -> None:
-    """Medians of both ratios over the mean, one panel a setting: solid at the least dispersion, dotted at the greatest.
+    """Draw medians of both ratios over the mean, one panel a setting: solid at the least dispersion, dotted at most.
 
     summary: panel, mean_scaled, dispersion, quantity, estimate, low, high, safe. Means at which the
     least dispersion is safe are shaded. titles: panel -> its title, by default its name.
@@ -195,7 +198,7 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 
 def _outline(safe: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[list[tuple[float, float]]]:
-    """Line segments between safe and other cells (the border of the map counts as other)."""
+    """Return line segments between safe and other cells (the border of the map counts as other)."""
     padded = np.pad(safe, 1)
     rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])  # a change from one row to the next
     across = [[(x[c], y[r]), (x[c + 1], y[r])] for r, c in zip(rows, columns, strict=True)]
@@ -222,9 +225,9 @@ def _at_depth(table: pd.DataFrame, *, deep: bool) -> pd.DataFrame:
     return chosen
 
 
-def _listed(found: Mapping[str, Mapping[float, bool | None]]) -> str:
-    """The means that are safe in each setting, as text."""
-    parts = [(name, [mean for mean, status in means.items() if status]) for name, means in found.items()]
+def _listed(windows: Mapping[str, Mapping[float, bool | None]]) -> str:
+    """Return the means that are safe in each setting, as text."""
+    parts = [(name, [mean for mean, status in means.items() if status]) for name, means in windows.items()]
     return "safe ξ/λ: " + "; ".join(f"{name}: {', '.join(map(plain, means)) or 'none'}" for name, means in parts)
 
 

@@ -78,6 +78,7 @@ def compare(matrices: Mapping[str, Tensor]) -> pd.DataFrame:
 def xavier_moments(d_model: int, d_head: int, *, draws: int, generator: Generator) -> pd.DataFrame:
     """Return moments of Xavier draws, one row per draw.
 
+    d_model: width of the matrices.
     Columns trace, trace_sq, frobenius_sq, spectral_norm, equal_number (tr W)²/Σ|λ|²: as many equal eigenvalues have
     this sum and this sum of squared moduli, at most d_head.
     """
@@ -114,6 +115,7 @@ def against_law(table: pd.DataFrame, law: XavierLaw) -> pd.DataFrame:
 def radius_histogram(laws: Sequence[XavierLaw], *, bins: int, count: int, generator: Generator) -> pd.DataFrame:
     """Return the density of |eigenvalue| in units of each law's limit radius, with 95% t intervals over draws.
 
+    laws: of the weights. bins: of the radius, equal widths.
     count: eigenvalues per law, from count // d_head draws (2 at least). Bins divide [0, 1.2].
     Columns: d_head, radius (middle of the bin), estimate, low, high (of the density).
     """

@@ -33,7 +33,7 @@ TENTH = 0.1  # share of the entropy from which a lower bound counts as saying so
 def entropy_plane(
     means: Sequence[float], dispersions: Sequence[float], *, seeds: Iterable[int], **options: Any
 ) -> pd.DataFrame:
-    """Entropy ratio of one layer: tokens, mean_scaled (ξ/λ), dispersion, seed, entropy_ratio; options: of `Stack`."""
+    """Return tokens, mean_scaled (ξ/λ), dispersion, seed and entropy_ratio of one layer; options: of `Stack`."""
     plane, seed_list = [Spectrum(mean, spread) for mean in means for spread in dispersions], list(seeds)
     stacks = [Stack(layers=1, tokens=law, **options) for law in LAWS]
     tables = [depth_experiment(plane, stack, seeds=seed_list, measure_at=[1], measures=[]) for stack in stacks]
@@ -42,8 +42,9 @@ def entropy_plane(
 
 
 def bound_table(trace: float, *, length: int, dim: int, seeds: int) -> pd.DataFrame:
-    """Measured entropy beside its lower bounds in ten settings, means over seeds, in nats; one row a setting.
+    """Return measured entropy beside its lower bounds in ten settings, means over seeds, in nats; one row a setting.
 
+    trace: ξ of all matrices. length, dim: T and d of the tokens.
     Columns setting, entropy, entropy_ratio (to uniform attention), bound (the published one), centred, logits (sharper
     ones, `causal_logit_norms`), log10_bound, violated (rows in which a bound exceeds the entropy).
     """
@@ -76,7 +77,10 @@ def bound_table(trace: float, *, length: int, dim: int, seeds: int) -> pd.DataFr
 
 
 def bound_curves(trace: float, temperatures: Sequence[float], *, length: int, dim: int, seeds: int) -> pd.DataFrame:
-    """Entropy and its bounds on a walk, concentrated spectrum: quantity, temperature, estimate, low, high."""
+    """Return entropy and its bounds on a walk, concentrated spectrum: quantity, temperature, estimate, low, high.
+
+    trace: ξ. temperatures: λ. length, dim: T and d of the tokens.
+    """
     tables = []
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
@@ -95,7 +99,7 @@ def bound_curves(trace: float, temperatures: Sequence[float], *, length: int, di
 
 
 def deficit_matrices(trace: float, dim: int, generator: Generator) -> dict[str, dict[str, Tensor]]:
-    """Matrices W of one trace, and of one Frobenius norm: the concentrated (ξ/d) I is in both; each (d, d)."""
+    """Return matrices W of one trace, and of one Frobenius norm: the concentrated (ξ/d) I is in both; each (d, d)."""
     equal = trace / dim * torch.eye(dim, dtype=torch.float64)
     rank = max(1, dim // 16)
     low_rank = torch.diag(torch.tensor([trace / rank] * rank + [0.0] * (dim - rank), dtype=torch.float64))
@@ -124,8 +128,9 @@ def deficit_table(
     walks: int,
     generator: Generator,
 ) -> pd.DataFrame:
-    """Entropy deficit log T − H of the last query of the same raw walks, beside its closed form; nats.
+    """Return entropy deficit log T − H of the last query of the same raw walks, beside its closed form; nats.
 
+    matrices: of `deficit_matrices`. temperatures: λ. length: T of the walks.
     One row a matrix and temperature: fixed, spectrum, temperature, predicted, estimate, low, high (95% t interval over
     walks), excess, excess_low, excess_high (the paired difference to the concentrated matrix).
     """
@@ -146,7 +151,7 @@ def deficit_table(
 
 
 def prevents_entropy_collapse(tables: Tables, bar: float = HALF) -> Verdict:
-    """Table entropy: tokens, mean_scaled, dispersion, seed, entropy_ratio; least against greatest dispersion.
+    """Judge table entropy: tokens, mean_scaled, dispersion, seed, entropy_ratio; least against greatest dispersion.
 
     In a setting (law of tokens, mean) the claim holds when the entropy ratio at the least dispersion is above `bar` and
     above that at the greatest; medians over seeds with their intervals.
@@ -158,12 +163,12 @@ def prevents_entropy_collapse(tables: Tables, bar: float = HALF) -> Verdict:
 
 
 def raises_entropy(tables: Tables) -> Verdict:
-    """Table entropy, as `prevents_entropy_collapse`: more entropy at the least than at the greatest dispersion."""
+    """Judge table entropy, as `prevents_entropy_collapse`: more entropy at the least than at the most dispersion."""
     return settings_verdict({name: above(gain, 0) for name, _, gain in _least_and_gain(tables["entropy"])})
 
 
 def what_is_fixed_decides(tables: Tables) -> Verdict:
-    """Table deficit: fixed, spectrum, temperature, excess, excess_low, excess_high; at the greatest temperature."""
+    """Judge table deficit: fixed, spectrum, temperature, excess, excess_low, excess_high; greatest temperature."""
     table = tables["deficit"]
     hottest = table[(table["temperature"] == table["temperature"].max()) & (table["spectrum"] != "concentrated")]
     cases = {}
@@ -175,26 +180,27 @@ def what_is_fixed_decides(tables: Tables) -> Verdict:
 
 
 def entropy_bound(tables: Tables, share: float = TENTH) -> Verdict:
-    """Table bound: setting, entropy, entropy_ratio, bound (nats), one row a setting.
+    """Judge table bound: setting, entropy, entropy_ratio, bound (nats), one row a setting.
 
     Settings of all but uniform attention (ratio above UNIFORM) are left out: there every bound near log T is true.
     """
     table = tables["bound"]
     violated = int((table["bound"] > table["entropy"] + ROUNDING * (1 + table["entropy"])).sum())
     tested = table[table["entropy_ratio"] <= UNIFORM]
-    told = (
+    remark = (
         f"violated in {violated} of {len(table)}; {len(table) - len(tested)} of all but uniform attention are left out"
     )
     if len(table) and not len(tested) and not violated:
         return Verdict("inconclusive", f"attention is all but uniform in all {len(table)} settings", 0, 0)
     useful = (tested["bound"] >= share * tested["entropy"]).tolist()
-    verdict = settings_verdict(dict(zip(tested["setting"], useful, strict=True)), told)
+    verdict = settings_verdict(dict(zip(tested["setting"], useful, strict=True)), remark)
     return verdict._replace(outcome="not reproduced") if violated else verdict
 
 
 def attention_rows(dispersions: Sequence[float], *, length: int, dim: int, seed: int) -> Tensor:
     """Return what one query reads of the same independent tokens under growing spectra of mean zero, (S, T).
 
+    length, dim: T and d of the tokens.
     dispersions: √(dσ²)/λ of one and the same matrix, scaled. The query is not among the tokens that it reads.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -214,7 +220,7 @@ def plot_rows(rows: Tensor, dispersions: Sequence[float], axes: Sequence[Axes]) 
 
 
 def plot_entropy_over_dispersion(summary: pd.DataFrame, column: str, axis: Axes) -> None:
-    """Entropy ratio over dispersion with 95% intervals, one line a mean: the colour is its sign, the line its size.
+    """Draw entropy ratio over dispersion with 95% intervals, one line a mean: colour for its sign, line for its size.
 
     summary: mean_scaled, dispersion and the interval (estimate, low, high) of `column`, one row a cell.
     """
@@ -230,7 +236,7 @@ def plot_entropy_over_dispersion(summary: pd.DataFrame, column: str, axis: Axes)
 
 
 def plot_bound(table: pd.DataFrame, standard: float, axis: Axes) -> None:
-    """Measured entropy and its lower bounds over temperature.
+    """Draw measured entropy and its lower bounds over temperature.
 
     table: temperature, quantity, estimate, low, high (nats). standard: the temperature √d, marked.
     """
@@ -242,7 +248,7 @@ def plot_bound(table: pd.DataFrame, standard: float, axis: Axes) -> None:
 
 
 def plot_deficit(table: pd.DataFrame, axis: Axes) -> None:
-    """Entropy deficit times λ² over temperature: points with 95% intervals from simulation, closed form as lines.
+    """Draw entropy deficit times λ² over temperature: points with 95% intervals from simulation, closed form as lines.
 
     table: spectrum, temperature, predicted, estimate, low, high (nats). At high temperature the product is constant.
     """
@@ -255,20 +261,20 @@ def plot_deficit(table: pd.DataFrame, axis: Axes) -> None:
 
 
 def _matrix(spectrum: Spectrum | None, dim: int, generator: Generator) -> Tensor:
-    """W of a spectrum, (d, d), symmetric; None: Xavier's, w_qᵀ w_k with d_head = d."""
+    """Return W of a spectrum, (d, d), symmetric; None: Xavier's, w_qᵀ w_k with d_head = d."""
     if spectrum is None:
         return qk_matrix(*xavier_qk(dim, dim, generator=generator))
     return random_spectrum_matrix(dim, spectrum.trace / dim, spectrum.spread**2 / dim, generator=generator)
 
 
 def _least_and_gain(table: pd.DataFrame) -> list[tuple[str, Interval, Interval]]:
-    """Per law and non-zero mean: the ratio at the least dispersion, and its gain over that at the greatest."""
-    found = []
+    """Return per law and non-zero mean: the ratio at the least dispersion, and its gain over that at the greatest."""
+    cases = []
     for key, group in table[table["mean_scaled"] != 0].groupby(["tokens", "mean_scaled"], sort=False):
         wide = group.pivot(index="seed", columns="dispersion", values="entropy_ratio").sort_index(axis=1)
         least, gain = wide.iloc[:, 0], wide.iloc[:, 0] - wide.iloc[:, -1]
-        found.append((f"{key[0]}, ξ/λ = {plain(float(str(key[1])))}", median_interval(least), median_interval(gain)))
-    return found
+        cases.append((f"{key[0]}, ξ/λ = {plain(float(str(key[1])))}", median_interval(least), median_interval(gain)))
+    return cases
 
 
 CONDITIONS = "at a given mean ξ/λ of ±2, ±4 and ±16, three laws of tokens, first layer, d = T = 64"

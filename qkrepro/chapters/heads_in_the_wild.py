@@ -31,7 +31,10 @@ LOWEST = 2.5  # percent of random heads, likewise
 
 
 def random_concentrations(d_head: int, d_model: int, draws: int, seed: int) -> pd.DataFrame:
-    """Return both concentrations of random heads of a shape, one row a draw: the columns of BOTH."""
+    """Return both concentrations of random heads of a shape, one row a draw: the columns of BOTH.
+
+    d_head, d_model: of the heads. draws: heads drawn, seeded.
+    """
     products = random_heads(d_head, d_model, draws, seed)
     values = relative_variance(products.eigenvalues()), products.spectral_energy_share()
     return pd.DataFrame(dict(zip(BOTH, values, strict=True)))
@@ -47,8 +50,8 @@ def two_quantities(tables: Tables, bar: float = HALF) -> Verdict:
     """Judge table concentrations, one row: correlation, low, high (of the ranks of the columns of BOTH over heads)."""
     rows = tables["concentrations"].to_dict("records")
     holds = [within(row["low"], row["high"], -bar, bar) for row in rows]
-    told = [interval_text(Interval(row["correlation"], row["low"], row["high"]), 2) for row in rows]
-    return universal_verdict(holds, f"rank correlation {', '.join(told)}")
+    intervals = [interval_text(Interval(row["correlation"], row["low"], row["high"]), 2) for row in rows]
+    return universal_verdict(holds, f"rank correlation {', '.join(intervals)}")
 
 
 def rotary_spectra(
@@ -56,6 +59,7 @@ def rotary_spectra(
 ) -> pd.DataFrame:
     """Return the eigenvalues over √d_head of both heads, each of ‖W‖_F = √d_head, at each distance in tokens.
 
+    distances: Δ in tokens. d_head, d_model: of both heads. base: of the rotary frequencies.
     Returns columns kind ("concentrated", "random"), distance, real, imag: one row an eigenvalue.
     """
     rotary = rotary_of_layer({"rope_theta": base}, 0, d_head)
@@ -74,6 +78,7 @@ def rotary_trace(
 ) -> pd.DataFrame:
     """Return tr W(Δ)/d_head of both heads, and of the concentrated one by its closed form.
 
+    distances, d_head, d_model, base: as for `rotary_spectra`.
     Returns columns kind ("concentrated", "random", "closed form"), distance, share: one row a distance; the closed form
     also at 300 distances in between, for a smooth line.
     """
@@ -128,11 +133,12 @@ def rotary_frames(spectra: pd.DataFrame, traces: pd.DataFrame) -> Iterator[Figur
     plane.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="Re λ", ylabel="Im λ")
     plot_rotary_trace(traces, curve, legend=False)
     here = curve.axvline(0, color=INK, linewidth=1)
+    heading = figure.suptitle(" ", x=0.01, ha="left")
     for distance, points in spectra.groupby("distance"):
         for kind, values in points.groupby("kind"):
             clouds[str(kind)].set_offsets(values[["real", "imag"]].to_numpy())
         here.set_xdata([float(str(distance))] * 2)
-        figure.suptitle(f"{distance:g} tokens between query and key", x=0.01, ha="left")
+        heading.set_text(f"{distance:g} tokens between query and key")
         yield figure
 
 

@@ -97,7 +97,7 @@ def _survivors(entropy: bool | None, differences: bool | None) -> str:
 
 
 def compared_ends(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    """Predicted and measured ends side by side, one row an end that both tables hold inside their means.
+    """Return predicted and measured ends side by side, one row an end that both tables hold inside their means.
 
     The upper end is that of the deepest stack alone: the first layer has the least entropy, so it is the same for all.
     predicted, measured: of `window_ends`. Columns tokens, length, layers, end ("lower" or "upper"), predicted, measured
@@ -120,7 +120,10 @@ def compared_ends(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFra
 
 
 def plot_cosines(law: str, means: Sequence[float], *, length: int, layers: int) -> Figure:
-    """Draw the cosines between the tokens of a law before and after L layers, one image a mean; at most three means."""
+    """Draw the cosines between the tokens of a law before and after L layers, one image a mean; at most three means.
+
+    length: T, tokens.
+    """
     start = input_cosines(law, length)
     ends = [depth_limit(start, mean, layers).cosines[-1] for mean in means]
     titles = ["input", *(f"after, ξ/λ = {mean:g}" for mean in means)]
@@ -251,7 +254,7 @@ def _shades(count: int) -> list[tuple[float, ...]]:
 
 
 def ends_predicted(tables: Tables, factor: float = AGREEMENT) -> Verdict:
-    """Table ends: of `compared_ends`. An end agrees when the interval lies within `factor` of the prediction.
+    """Judge table ends: of `compared_ends`. An end agrees when the interval lies within `factor` of the prediction.
 
     It disagrees when the interval lies outside, and is undecided when it reaches across. Reproduced when at least half
     are decided and all of these agree, not reproduced when fewer than half of them agree, inconclusive when fewer than
@@ -275,7 +278,7 @@ def decided_ends(ends: pd.DataFrame, factor: float = AGREEMENT) -> "tuple[pd.Ser
 
 
 def walk_is_wider(tables: Tables) -> Verdict:
-    """Table widths: length, other (law beside the walk), difference, low, high (paired 95% interval over seeds).
+    """Judge table widths: length, other (law beside the walk), difference, low, high (paired 95% interval over seeds).
 
     The difference is that of log₂(upper/lower) between walk and the other law. A case holds when the interval lies
     above 0, fails when it lies below.
@@ -291,7 +294,7 @@ def walk_is_wider(tables: Tables) -> Verdict:
 
 
 def dispersion_raises_entropy(tables: Tables) -> Verdict:
-    """Table dispersion: of `entropy_over_dispersion`; means between log T and 2 log T.
+    """Judge table dispersion: of `entropy_over_dispersion`; means between log T and 2 log T.
 
     At each mean the largest entropy over the dispersions, seed by seed, minus that at the least dispersion, at the
     dispersion that the prediction names: paired 95% interval above 0 holds, below 0 fails.
@@ -313,7 +316,7 @@ def dispersion_raises_entropy(tables: Tables) -> Verdict:
 
 
 def width_table(measured: pd.DataFrame, *, layers: int) -> pd.DataFrame:
-    """Differences of log₂(upper/lower) between the walk and the other laws after L layers, paired by seed.
+    """Return differences of log₂(upper/lower) between the walk and the other laws after L layers, paired by seed.
 
     measured: of `window_ends` over `measured_curves`. Columns length, other, difference, low, high. Windows whose ends
     lie outside the means are left out.
@@ -407,7 +410,7 @@ CLAIMS = (
 
 
 def _decided(holds: Sequence[bool], fails: Sequence[bool], because: str) -> Verdict:
-    """The outcome of cases that hold, fail or are undecided; see the rules of the claims for the words."""
+    """Return the outcome of cases that hold, fail or are undecided; see the rules of the claims for the words."""
     if not len(holds):
         return Verdict("not run", "no data yet")
     decided = sum(holds) + sum(fails)

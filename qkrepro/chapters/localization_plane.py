@@ -35,7 +35,7 @@ class Counterexample(NamedTuple):
 
 
 def token_grid(length: int, locations: int) -> Tensor:
-    """Locations i/T of at most `locations` evenly spaced tokens of T = `length`, float64, (n,)."""
+    """Return locations i/T of at most `locations` evenly spaced tokens of T = `length`, float64, (n,)."""
     check_integer("length", length, at_least=2)
     check_integer("locations", locations, at_least=2)
     return torch.linspace(1, length, min(length, locations), dtype=torch.float64).round() / length
@@ -44,8 +44,9 @@ def token_grid(length: int, locations: int) -> Tensor:
 def localization_plane(
     means: Sequence[float], dispersions: Sequence[float], *, dim: int, length: int, locations: int
 ) -> pd.DataFrame:
-    """Index, centre and level for symmetric M of `dim` eigenvalues, one row a cell of means × dispersions.
+    """Return index, centre and level for symmetric M of `dim` eigenvalues, one row a cell of means × dispersions.
 
+    locations: tokens at which ρ is taken, evenly spaced.
     means: ξ/λ, ξ = tr M. dispersions: √(d σ²)/λ, σ² the variance of the eigenvalues, >= 0; √(d σ²) is the Frobenius
     norm of M minus its mean. Columns mean_scaled, dispersion, relative_spread (σ/|μ|, infinite at mean zero),
     effective_number (N = ξ²/η), index, centre, level. ρ by the Gaussian form with the moments of the length.
@@ -57,16 +58,16 @@ def localization_plane(
     cells = torch.cartesian_prod(*grid)  # (cells, 2)
     mean, dispersion = cells[:, 0], cells[:, 1]
     eta = mean.square() / dim + dispersion.square()  # tr M² = d μ² + d σ²
-    found = localization(theta, signal_propagation_limit(theta, mean, eta, length=length))
+    position = localization(theta, signal_propagation_limit(theta, mean, eta, length=length))
     return pd.DataFrame(
         {
             "mean_scaled": mean,
             "dispersion": dispersion,
             "relative_spread": dim**0.5 * dispersion / mean.abs(),
             "effective_number": mean.square() / eta,
-            "index": found.index,
-            "centre": found.centre,
-            "level": found.level,
+            "index": position.index,
+            "centre": position.centre,
+            "level": position.level,
         }
     )
 
@@ -81,8 +82,9 @@ def falling_columns(
     length: int,
     locations: int,
 ) -> pd.DataFrame:
-    """Cells of the plane at fixed means of both signs, from hardly any dispersion on: how the index falls.
+    """Return cells of the plane at fixed means of both signs, from hardly any dispersion on: how the index falls.
 
+    dim, length, locations: as for `localization_plane`.
     sizes: |ξ|/λ > 0. The dispersion runs from `least_relative` |ξ| to `most` λ in geometric steps, so that the first
     cell is concentrated however small the mean is. Returns the columns of `localization_plane` and reach,
     |ξ|(T − 1)/λ: below 2 every token passes while the spectrum is concentrated.
@@ -91,15 +93,15 @@ def falling_columns(
     for mean in (sign * size for size in sizes for sign in (1.0, -1.0)):
         check_number("sizes", abs(mean), above=0)
         dispersions = np.geomspace(least_relative * abs(mean), most, steps).tolist()
-        found = localization_plane([mean], dispersions, dim=dim, length=length, locations=locations)
-        tables.append(found.assign(reach=abs(mean) * (length - 1)))
+        cells = localization_plane([mean], dispersions, dim=dim, length=length, locations=locations)
+        tables.append(cells.assign(reach=abs(mean) * (length - 1)))
     return pd.concat(tables, ignore_index=True)
 
 
 def counterexamples(
     *, wide_dim: int, wide_ratio: float, narrow_dim: int, dim: int, non_normality: float, generator: Generator
 ) -> list[Counterexample]:
-    """Five matrices of trace 1; the last three have one dimension, the first two compare dimensions.
+    """Return five matrices of trace 1; the last three have one dimension, the first two compare dimensions.
 
     wide: symmetric, σ²/μ² = `wide_ratio`, `wide_dim` eigenvalues. narrow: I/narrow_dim. At `dim`: I/dim; symmetric with
     σ²/μ² = `wide_ratio`; I/dim plus a strictly triangular part of norm `non_normality`, eigenvalues still equal.
@@ -122,7 +124,7 @@ def counterexamples(
 
 
 def counterexample_profiles(examples: Sequence[Counterexample], *, length: int, locations: int) -> pd.DataFrame:
-    """ρ_θ of each at temperature 1; columns name, theta, rho, form ("exact", or "finite" where no matrix is kept)."""
+    """Return ρ_θ of each at temperature 1; columns name, theta, rho, form ("exact"; "finite" without a matrix)."""
     theta = token_grid(length, locations)
     tables = []
     for example in examples:
@@ -136,7 +138,7 @@ def counterexample_profiles(examples: Sequence[Counterexample], *, length: int, 
 
 
 def counterexample_table(examples: Sequence[Counterexample], profiles: pd.DataFrame) -> pd.DataFrame:
-    """One row a matrix: name, dim, symmetric, relative_variance (σ²/μ² of all eigenvalues), index, centre, level.
+    """Return one row a matrix: name, dim, symmetric, relative_variance (σ²/μ², all eigenvalues), index, centre, level.
 
     effective_number is ξ²/‖M‖_F². gaussian_index is the index of the Gaussian limit. The relative variance comes from
     tr M², which rounding leaves within 1e-9 of 0.
@@ -145,7 +147,7 @@ def counterexample_table(examples: Sequence[Counterexample], profiles: pd.DataFr
     for example in examples:
         rows_of = profiles[profiles["name"] == example.name]
         theta = rows_of["theta"].to_numpy()
-        found = localization(theta, rows_of["rho"].to_numpy())
+        position = localization(theta, rows_of["rho"].to_numpy())
         gauss = signal_propagation_limit(theta, 1.0, example.trace_sq, example.frobenius_sq)
         rows.append(
             {
@@ -154,10 +156,10 @@ def counterexample_table(examples: Sequence[Counterexample], profiles: pd.DataFr
                 "symmetric": example.is_symmetric,
                 "relative_variance": max(round(example.dim * example.trace_sq - 1, 9), 0.0),
                 "effective_number": 1 / example.frobenius_sq,
-                "index": float(found.index),
+                "index": float(position.index),
                 "gaussian_index": float(localization(theta, gauss).index),
-                "centre": float(found.centre),
-                "level": float(found.level),
+                "centre": float(position.centre),
+                "level": float(position.level),
             }
         )
     return pd.DataFrame(rows)
@@ -171,8 +173,9 @@ def _with_matrix(name: str, m: Tensor, *, is_symmetric: bool) -> Counterexample:
 def plane_check(
     cells: Sequence[tuple[float, float]], *, dim: int, length: int, locations: int, generator: Generator
 ) -> pd.DataFrame:
-    """The Gaussian form of the plane against the exact law of a random symmetric spectrum, one row a cell.
+    """Return the Gaussian form of the plane against the exact law of a random symmetric spectrum, one row a cell.
 
+    dim, length, locations: as for `localization_plane`.
     cells: pairs (mean_scaled, dispersion). Columns those two, index, exact_index, largest_error (of ρ).
     """
     theta = token_grid(length, locations)
@@ -196,7 +199,7 @@ def plane_check(
 
 
 def variance_localizes(tables: Tables, localized: float = LOCALIZED) -> Verdict:
-    """Table columns: mean_scaled (tr M/λ), dispersion (√(dσ²)/λ), reach (|tr M|(T − 1)/λ), index, one row a cell.
+    """Judge the plane: mean_scaled (tr M/λ), dispersion (√(dσ²)/λ), reach (|tr M|(T − 1)/λ), index, one row a cell.
 
     localized: index from which a profile counts as localized at the least dispersion.
     """
@@ -217,12 +220,12 @@ def variance_localizes(tables: Tables, localized: float = LOCALIZED) -> Verdict:
 
 
 def _largest_rise(index: pd.Series) -> float:
-    """How far the index rises above the lowest value before."""
+    """Return how far the index rises above the lowest value before."""
     return float((index - index.cummin()).max())
 
 
 def variance_decides(tables: Tables, margin: float = 0.1) -> Verdict:
-    """Table counterexamples: name, dim, symmetric, relative_variance (σ²/μ²), index, one row a matrix of equal trace.
+    """Judge table counterexamples: name, dim, symmetric, relative_variance (σ²/μ²), index, a row a matrix.
 
     Only matrices of one dimension are compared: what differs in dimension differs in more than its variance.
     margin: difference of two indices up to which they count as equal.
@@ -231,20 +234,20 @@ def variance_decides(tables: Tables, margin: float = 0.1) -> Verdict:
     pairs = [(a, b) for a, b in combinations(table.to_dict("records"), 2) if a["dim"] == b["dim"]]
     ordered = [sorted(pair, key=lambda row: row["relative_variance"]) for pair in pairs]
     holds = [_agrees(low, high, margin) for low, high in ordered]
-    told = [
+    remarks = [
         f"{low['name']} has index {low['index']:.2f}, {high['name']} has {high['index']:.2f}"
         for (low, high), good in zip(ordered, holds, strict=True)
         if not good
     ]
     because = f"of {len(holds)} pairs of one dimension {holds.count(False)} contradict it"
-    because += f": {'; '.join(told)}" if told else ""
+    because += f": {'; '.join(remarks)}" if remarks else ""
     verdict = universal_verdict([*holds], because)
     is_tested = {row["symmetric"] for pair in pairs for row in pair} == {True, False}
     return verdict if is_tested or verdict.outcome != "reproduced" else verdict._replace(outcome="inconclusive")
 
 
 def _agrees(low: Mapping[Hashable, Any], high: Mapping[Hashable, Any], margin: float) -> bool:
-    """Whether equal relative variances go with equal indices, and a larger variance not with a larger index."""
+    """Return whether equal relative variances go with equal indices, and a larger variance not with a larger index."""
     gap = float(high["index"] - low["index"])
     is_equal = high["relative_variance"] - low["relative_variance"] <= 1e-6
     return bool(abs(gap) <= margin if is_equal else gap <= margin)
@@ -260,8 +263,9 @@ def plot_plane(
     contour: float,
     limits: tuple[float, float] = (0, 1),
 ) -> None:
-    """One measure over the plane of tr M and dispersion, with the line where the localization index is `contour`.
+    """Draw one measure over the plane of tr M and dispersion, with the line where the localization index is `contour`.
 
+    colours: name of a colour map. label: what the colours show.
     plane: of `localization_plane.localization_plane`. Dashed lines: tr M = ±2λ, beyond which the focus is in the middle
     of a half. column: index, centre or level, on a colour scale from limits[0] to limits[1].
     """
@@ -288,7 +292,10 @@ def mark_regimes(axis: Axes, places: Mapping[str, tuple[float, float]]) -> None:
 def plot_counterexamples(
     profiles: pd.DataFrame, table: pd.DataFrame, panels: Mapping[str, Sequence[str]], axes: Sequence[Axes]
 ) -> None:
-    """One panel a title: ρ_θ of each matrix named there, with its localization index L in the legend."""
+    """Draw one panel a title: ρ_θ of each matrix named there, with its localization index L in the legend.
+
+    profiles, table: of `counterexample_profiles` and `counterexample_table`. panels: title -> matrices.
+    """
     index = table.set_index("name")["index"]
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
         for name in names:

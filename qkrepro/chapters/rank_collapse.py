@@ -170,10 +170,11 @@ def similarity_frames(similarities: Mapping[str, Sequence[Tensor]], titles: Sequ
         axis.set(title=name, xlabel="token", ylabel="token")
         axis.label_outer()
     figure.colorbar(images[-1], ax=axes, label="cosine similarity", aspect=18)
+    heading = figure.suptitle(" ", ha="left", x=0.08)
     for title, *layer in zip(titles, *similarities.values(), strict=True):
         for image, matrix in zip(images, layer, strict=True):
             image.set_data(matrix.numpy())
-        figure.suptitle(f"How alike tokens are, {title}", ha="left", x=0.08)
+        heading.set_text(f"How alike tokens are, {title}")
         yield figure
 
 
@@ -190,6 +191,7 @@ def plot_depth(
 ) -> None:
     """Draw a measure over depth: median over seeds, and a band between the quartiles, one line per spectrum.
 
+    column: the measure.
     table: rows of `depth_experiment`. styles: line style of each spectrum (mean_scaled, dispersion).
     """
     rows = quartiles(table, ["mean_scaled", "dispersion", "layer"], column)

@@ -33,6 +33,7 @@ def profile_table(
 ) -> pd.DataFrame:
     """Return ρ_θ by all four ways, one row per case and location.
 
+    cases: of `theory.propagation_cases`, one after the other from one generator.
     Columns case, theta, limit (T → ∞), finite (Gaussian with the moments of the length), exact, drawn with its 95%
     interval low, high, singular_share (‖M‖_2 / ‖M‖_F). At most `locations` tokens, evenly spaced. Every location has
     `samples` draws of its own, so that the intervals of a profile miss independently of each other.
@@ -185,6 +186,7 @@ def plot_profiles(
 ) -> None:
     """Draw ρ of each named case: limit, finite form, exact law, and what was drawn with 95% intervals.
 
+    cases: those of the titles among them.
     profiles: of `profile_table`. titles: case -> title of its panel, in the order of the panels.
     """
     by_name, fine = {case.name: case for case in cases}, torch.linspace(0.001, 1, 1000, dtype=torch.float64)
@@ -193,7 +195,7 @@ def plot_profiles(
         theta = torch.arange(1, case.length + 1, dtype=torch.float64) / case.length
         axis.plot(fine, case.rho(fine), ":", color=INK, label="Gaussian, T → ∞")
         axis.plot(theta, case.rho(theta, length=case.length), "--", color=PALETTE[4], label="Gaussian, this T")
-        axis.plot(rows["theta"], rows["exact"], color=PALETTE[0], label="exact law")
+        axis.plot(rows["theta"], rows["exact"], "o", markersize=5, color=PALETTE[0], label="exact law")
         ends = rows.rename(columns={"drawn": "estimate"})
         draw_intervals(axis, ends["theta"], ends, fmt=".", color=PALETTE[3], label="drawn, 95% interval")
         axis.set(title=title, ylim=(-0.04, 1.04), xlim=(0, 1.02), xlabel="location θ = i/T", ylabel="ρ")

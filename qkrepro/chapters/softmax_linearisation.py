@@ -25,7 +25,7 @@ from qkrepro.theory.attention import (
     softmax_attention,
     softmax_gradient_mass,
 )
-from qkrepro.theory.statistics import Interval, intervals, t_interval
+from qkrepro.theory.statistics import Interval, t_interval
 
 SMALL_SPREAD = 0.1  # of the logits over the temperature, up to which the leading order of the error is fitted
 SOFTMAX, LINEAR = PALETTE[3], PALETTE[4]
@@ -98,15 +98,6 @@ def linearisation_draws(
         }
         tables.append(pd.DataFrame({name: column.numpy() for name, column in columns.items()}))
     return pd.concat(tables, ignore_index=True)
-
-
-def summarise_draws(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean over draws with its 95% t interval, one row per spread and quantity.
-
-    rows: of `linearisation_draws`. Columns spread, quantity, estimate, low, high.
-    """
-    long = rows.melt(["spread", "draw"], var_name="quantity")
-    return intervals(long, ["spread", "quantity"], "value")
 
 
 def peaked_rows(peaks: Sequence[float], *, length: int, temperature: float) -> pd.DataFrame:

@@ -120,7 +120,7 @@ def run_ends(curves: pd.DataFrame, kappa: float) -> pd.DataFrame:
 
 
 def concentrates_by_ratio(tables: Tables, least: float) -> Verdict:
-    """Table ends: seed, arm, d_model, concentration, walk_concentration; `least`: the ratio that is asked for."""
+    """Judge table ends: seed, arm, d_model, concentration, walk_concentration; `least`: the ratio that is asked for."""
     ratios = concentration_ratios(tables["ends"])
     seeds = len(ratios["N_W"])
     if seeds < FEWEST_SEEDS:
@@ -134,7 +134,7 @@ def concentrates_by_ratio(tables: Tables, least: float) -> Verdict:
 
 
 def concentrates(tables: Tables) -> Verdict:
-    """Table ends, as `concentrates_by_ratio`, at twice the baseline's."""
+    """Judge table ends, as `concentrates_by_ratio`, at twice the baseline's."""
     return concentrates_by_ratio(tables, TWICE)
 
 

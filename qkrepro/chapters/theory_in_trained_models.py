@@ -113,7 +113,7 @@ def profile_bins(profiles: pd.DataFrame, bins: int, by: Sequence[str] = ("seed",
 
 
 def _agreement(part: pd.DataFrame, sequences: int) -> dict[str, float]:
-    """The numbers of one profile: `part` has one row a location."""
+    """Return the numbers of one profile: `part` has one row a location."""
     theta = part["location"].to_numpy(float)
     values = {name: part[name].to_numpy(float) for name in PROFILES}
     measured, predicted, gradient = (values[name] for name in PROFILES)
@@ -128,7 +128,7 @@ def _agreement(part: pd.DataFrame, sequences: int) -> dict[str, float]:
 
 
 def _smoothed(shares: NDArray[Any]) -> NDArray[Any]:
-    """Running mean over a sixteenth of the sequence, shorter at the ends."""
+    """Return running mean over a sixteenth of the sequence, shorter at the ends."""
     width = max(1, len(shares) // SMOOTHING)
     window = np.ones(width)
     smooth = np.convolve(shares, window, "same") / np.convolve(np.ones_like(shares), window, "same")
@@ -137,7 +137,7 @@ def _smoothed(shares: NDArray[Any]) -> NDArray[Any]:
 
 
 def theory_sees_at(tables: Tables, limit: float) -> Verdict:
-    """Table trained: kappa, seed, total_variation (predicted against measured share of keys that are not saturated).
+    """Judge table trained: kappa, seed, total_variation (predicted against measured share of unsaturated keys).
 
     Seeds are what varies: the two models of a seed share their start and their batches, and count once, by their mean.
     """
@@ -154,7 +154,7 @@ def theory_sees_at(tables: Tables, limit: float) -> Verdict:
 
 
 def theory_sees_training(tables: Tables) -> Verdict:
-    """Table trained, as `theory_sees_at`, at SAME_PROFILE."""
+    """Judge table trained, as `theory_sees_at`, at SAME_PROFILE."""
     return theory_sees_at(tables, SAME_PROFILE)
 
 
@@ -166,6 +166,7 @@ def by_seed(table: pd.DataFrame, column: str) -> list[float]:
 def plot_distances(distances: pd.DataFrame, laws: Sequence[str], limit: float, axis: Axes) -> None:
     """Draw total variation from the measured profile, a row a law, points for runs; `limit` dotted.
 
+    laws: those that are drawn, in this order.
     distances: law, kappa, total_variation; the baseline stands above the regularised runs in its row.
     """
     axis.axvline(limit, color=INK, linestyle=":", linewidth=1)

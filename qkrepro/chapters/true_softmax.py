@@ -39,8 +39,9 @@ def location_profiles(
     coefficient: float,
     seeds: Iterable[int],
 ) -> pd.DataFrame:
-    """Both profiles for every token law, matrix, temperature and seed, one row a location.
+    """Return both profiles for every token law, matrix, temperature and seed, one row a location.
 
+    temperatures: λ. length: T. coefficient: φ of the AR(1) tokens.
     matrices: name -> (d, d). draws: sequences a seed; every matrix and temperature sees the same ones. Columns tokens,
     spectrum, temperature, seed, spread (mean standard deviation of a row's logits, over λ), theta, linear (share
     unsaturated), mass (mean A_i(1 − A_i)).
@@ -63,7 +64,7 @@ def location_profiles(
 
 
 def agreement_table(profiles: pd.DataFrame) -> pd.DataFrame:
-    """Total variation between the two normalised profiles, with its 95% t interval over seeds; one row a setting.
+    """Return the total variation of the two normalised profiles, with its 95% t interval over seeds, by setting.
 
     Columns tokens, spectrum, temperature, setting (spectrum and temperature as text), spread, localized (the larger
     total variation of one of the two profiles to a flat one), total_variation, low, high. Noise of the draws can only
@@ -83,7 +84,7 @@ def agreement_table(profiles: pd.DataFrame) -> pd.DataFrame:
 
 
 def trusted_from(agreement: pd.DataFrame, tolerance: float) -> pd.DataFrame:
-    """The lowest temperature from which on every upper end is at most `tolerance`, and the spread of the logits there.
+    """Return the lowest temperature from which on no upper end exceeds `tolerance`, and the spread of the logits there.
 
     One row a token law and spectrum: tokens, spectrum, temperature, spread; both NaN where there is no such one.
     """
@@ -97,7 +98,7 @@ def trusted_from(agreement: pd.DataFrame, tolerance: float) -> pd.DataFrame:
 
 
 def cumulative_profiles(profiles: pd.DataFrame) -> pd.DataFrame:
-    """Both profiles summed over seeds and accumulated along the sequence to 1; as `location_profiles` without seed."""
+    """Return both profiles summed over seeds and accumulated along the sequence to 1, without seed."""
     keys = ["tokens", "spectrum", "temperature"]
     mean = profiles.groupby([*keys, "theta"], sort=False)[["linear", "mass"]].mean().reset_index()
     grouped = mean.groupby(keys, sort=False)
@@ -111,6 +112,7 @@ def late_mass(
 ) -> pd.DataFrame:
     """Return the part of the gradient mass in the last `share` of sites, raw walks, M = (mean/dim) I, temperature 1.
 
+    means: ξ/λ of the spectra.
     draws: walks of `length` tokens. Columns mean, softmax (of the true softmax, simulated), linear (of ρ, exact law).
     """
     late = torch.arange(1, length + 1, dtype=torch.float64) / length > 1 - share
@@ -158,7 +160,7 @@ def _both(logits: Tensor, temperature: float) -> dict[str, Tensor]:
 
 
 def softmax_localizes(tables: Tables, tolerance: float = SAME_PROFILE) -> Verdict:
-    """Table agreement: tokens, setting, localized, total_variation, low, high (95% interval), one row a setting.
+    """Judge table agreement: tokens, setting, localized, total_variation, low, high (95% interval), one row a setting.
 
     Settings in which both profiles are flat (`localized` at most SAME_PROFILE) agree trivially and are left out.
     """
@@ -177,7 +179,7 @@ def softmax_localizes(tables: Tables, tolerance: float = SAME_PROFILE) -> Verdic
 
 
 def softmax_closed_forms(tables: Tables, margin: float = CLOSE) -> Verdict:
-    """Table closed_forms: form, case, predicted, simulated, standard_error; one row a case."""
+    """Judge table closed_forms: form, case, predicted, simulated, standard_error; one row a case."""
     table = tables["closed_forms"]
     ratios = (table["simulated"] / table["predicted"]).to_numpy(float)
     halves = (TWO_SIDED * table["standard_error"] / table["predicted"].abs()).to_numpy(float)
@@ -196,8 +198,9 @@ def softmax_closed_forms(tables: Tables, margin: float = CLOSE) -> Verdict:
 def plot_cumulative(
     cumulative: pd.DataFrame, spectrum: str, titles: Mapping[tuple[str, float], str], axes: Sequence[Axes]
 ) -> None:
-    """The share of each profile in the tokens up to θ, a panel a law of tokens and temperature; shaded: what differs.
+    """Draw the share of each profile in the tokens up to θ, a panel a law and temperature; shaded: what differs.
 
+    spectrum: the one that is drawn.
     cumulative: of `cumulative_profiles`. titles: (law, temperature) -> title of its panel.
     """
     rows = cumulative[cumulative["spectrum"] == spectrum]
@@ -212,7 +215,7 @@ def plot_cumulative(
 
 
 def plot_agreement(agreement: pd.DataFrame, tolerance: float, axes: Sequence[Axes]) -> None:
-    """Total variation between both profiles: a panel a spectrum against λ, and all against the spread of the logits.
+    """Draw the distance of both profiles: a panel a spectrum against λ, and all against the spread of the logits.
 
     agreement: of `agreement_table`. Filled: a profile is further than the tolerance from a flat one. Dotted: the
     tolerance, up to which profiles count as the same.
@@ -241,7 +244,7 @@ def plot_agreement(agreement: pd.DataFrame, tolerance: float, axes: Sequence[Axe
 
 
 def plot_closed_forms(table: pd.DataFrame, axis: Axes) -> None:
-    """Simulated over predicted value with its 95% interval, a line a case, coloured by form; shaded: within CLOSE."""
+    """Draw simulated over predicted value with its 95% interval, a line a case, coloured by form; shaded: CLOSE."""
     labels = {
         "high temperature": "high temperature, any spectrum",
         "geometric": "raw walk, equal eigenvalues",

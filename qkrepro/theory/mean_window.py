@@ -42,7 +42,10 @@ def input_cosines(law: str, length: int) -> Float64[Tensor, "T T"]:
 
 
 def normalised_tokens(law: str, length: int, dim: int, generator: Generator) -> Float64[Tensor, "T d"]:
-    """Draw one sequence of a law of LAWS, through LayerNorm; float64, (T, d). Raises ArgumentError for another law."""
+    """Draw one sequence of a law of LAWS, through LayerNorm; float64, (T, d). Raises ArgumentError for another law.
+
+    length, dim: T tokens of d numbers.
+    """
     check_choice("law", law, LAWS)
     tokens = draw_tokens("random walk" if law == "random walk" else "independent", length, dim, generator=generator)
     if law == "equal angles":
@@ -62,6 +65,7 @@ def predicted_curves(
 ) -> pd.DataFrame:
     """Return both ratios over the mean from the limit of many dimensions, one row a law, length, mean and depth.
 
+    lengths: T. means: ξ/λ. depths: layers after which to look, from 1. laws: of LAWS.
     Columns tokens, length, layers, mean_scaled, residual_ratio (after that many layers, to the input's own) and
     entropy_ratio (the least of these layers, last half of the queries, to that of uniform attention).
     """

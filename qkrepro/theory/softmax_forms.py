@@ -37,7 +37,7 @@ def scaled_tokens(law: str, length: int, dim: int, *, coefficient: float, batch:
 
 
 def last_logits(tokens: Tensor, m: Tensor) -> Tensor:
-    """x_Tᵀ M x_i of the last token as query: tokens (batch, T, d), m (d, d) -> (batch, T)."""
+    """Return x_Tᵀ M x_i of the last token as query: tokens (batch, T, d), m (d, d) -> (batch, T)."""
     logits: Tensor = torch.einsum("bid,bd->bi", tokens, tokens[:, -1] @ m.double())
     return logits
 
@@ -85,7 +85,7 @@ def closed_form_table(
 def _entropies(
     law: str, cases: Mapping[Any, Callable[[Tensor], Tensor]], length: int, dim: int, draws: int, generator: Generator
 ) -> dict[Any, Tensor]:
-    """Entropy of the last query, (draws,), in nats, by case; a case maps tokens (batch, T, d) to logits (batch, T)."""
+    """Return the entropy of the last query, (draws,), nats, by case: tokens (batch, T, d) to logits (batch, T)."""
     batch, parts = max(1, BATCH // (length * dim)), {case: [torch.empty(0, dtype=torch.float64)] for case in cases}
     for start in range(0, draws, batch):
         size = min(batch, draws - start)
@@ -100,7 +100,7 @@ def _logits_of(m: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _similarity(mean: float) -> Callable[[Tensor], Tensor]:
-    """Logits of M = (ξ/d) I at ξ/λ = `mean`, without forming it."""
+    """Return logits of M = (ξ/d) I at ξ/λ = `mean`, without forming it."""
     return lambda tokens: mean / tokens.shape[-1] * (tokens @ tokens[:, -1, :, None])[..., 0]
 
 

@@ -91,10 +91,10 @@ def test_the_verdict_moves_with_its_threshold():
 
 def test_entropy_is_the_least_of_the_layers_and_depths_are_readings_of_one_run():
     spectra, stack = [Spectrum(4.0, 0.1), Spectrum(4.0, 8.0)], Stack(layers=4, length=12, dim=8)
-    found = both_at_once(spectra, stack, seeds=[1, 2], depths=[2, 4])
+    result = both_at_once(spectra, stack, seeds=[1, 2], depths=[2, 4])
     table = depth_experiment(spectra, stack, seeds=[1, 2])
-    assert len(found) == 8
-    for row in found.to_dict("records"):
+    assert len(result) == 8
+    for row in result.to_dict("records"):
         same = table[(table["seed"] == row["seed"]) & (table["dispersion"] == row["dispersion"])]
         layers = same[same["layer"].between(1, row["layers"])]
         assert row["entropy_ratio"] == layers["entropy_ratio"].min()

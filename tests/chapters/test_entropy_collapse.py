@@ -108,8 +108,8 @@ def test_matrices_share_what_is_fixed_and_the_deficit_is_ordered_as_derived():
     dim = 32
     matrices = deficit_matrices(4.0, dim, generator)
     moments = {fixed: {name: matrix_moments(w) for name, w in group.items()} for fixed, group in matrices.items()}
-    assert [float(found.trace) for found in moments["trace"].values()] == pytest.approx([4.0] * 3)
-    norms = [float(found.frobenius_sq) for found in moments["Frobenius norm"].values()]
+    assert [float(moment.trace) for moment in moments["trace"].values()] == pytest.approx([4.0] * 3)
+    norms = [float(moment.frobenius_sq) for moment in moments["Frobenius norm"].values()]
     assert norms == pytest.approx([norms[0]] * 3)
     table = deficit_table(matrices, [3000.0], length=24, walks=400, generator=generator)
     predicted = table[table["fixed"] == "Frobenius norm"]["predicted"].to_numpy()

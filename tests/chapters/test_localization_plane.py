@@ -33,8 +33,8 @@ def test_plane_cell_is_the_localization_of_a_matrix_with_these_moments():
     for _, row in plane.iterrows():
         variance = row["dispersion"] ** 2 / 16
         w = random_spectrum_matrix(16, row["mean_scaled"] / 16, variance, generator=generator())
-        found = localization(theta, signal_propagation(theta, w, length=64))
-        assert row["index"] == pytest.approx(float(found.index), abs=1e-9)
+        result = localization(theta, signal_propagation(theta, w, length=64))
+        assert row["index"] == pytest.approx(float(result.index), abs=1e-9)
         assert row["relative_spread"] == pytest.approx(math.sqrt(variance) / abs(row["mean_scaled"] / 16))
         assert row["effective_number"] == pytest.approx(16 / (1 + row["relative_spread"] ** 2))
 

@@ -135,12 +135,12 @@ def test_a_dose_response_needs_an_order_that_permutations_seldom_give():
 
 def test_the_permutation_test_of_one_order_is_that_of_scipy():
     table = doses([[2.0, 1.0, 4.0, 3.0, 5.0]] * 3)["kappas"]
-    mean, p, each = dose_response(table, "eigen_variance", "valid_perplexity")
+    mean, p, of_seeds = dose_response(table, "eigen_variance", "valid_perplexity")
     x, y = table.query("seed == 0")["eigen_variance"], table.query("seed == 0")["valid_perplexity"]
-    found = stats.permutation_test((x,), lambda x: stats.spearmanr(x, y).statistic, permutation_type="pairings")
+    result = stats.permutation_test((x,), lambda x: stats.spearmanr(x, y).statistic, permutation_type="pairings")
     assert mean == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert p == pytest.approx(found.pvalue)
-    assert len(each) == 3
+    assert p == pytest.approx(result.pvalue)
+    assert len(of_seeds) == 3
 
 
 def test_updates_to_a_loss_are_interpolated_and_a_loss_out_of_reach_has_none():
@@ -154,10 +154,10 @@ def test_pace_enters_an_arm_that_falls_short_with_one_interval_beyond_its_budget
     table = pd.concat(
         pd.DataFrame({"seed": 0, "kappa": kappa, "update": time, "valid_loss": loss}) for kappa, loss in runs.items()
     )
-    found = pace(table, 0.1)
-    assert found["baseline"].tolist() == [10, 20, 40]
-    assert found["locater"].tolist() == [5, 10, 50]
-    assert found["reached"].tolist() == [1, 1, 0]
+    result = pace(table, 0.1)
+    assert result["baseline"].tolist() == [10, 20, 40]
+    assert result["locater"].tolist() == [5, 10, 50]
+    assert result["reached"].tolist() == [1, 1, 0]
     assert pace(table[table["kappa"] == 0], 0.1).empty
 
 
@@ -176,9 +176,9 @@ def runs(*configurations: dict[str, object]) -> RunTables:
 def test_a_form_is_compared_with_the_baseline_that_differs_in_the_regulariser_alone():
     variance = {"kappa": 0.1, "mean": "projection", "scale": "variance"}
     forms = runs(variance | {"seed": 0}, variance | {"seed": 1}, variance | {"seed": 1, "epochs": 2.0})
-    found = form_ends(forms, runs({"kappa": 0.0, "seed": 0}, {"kappa": 0.0, "seed": 1}))
-    assert set(found["form"]) == {"variance, projection"}
-    assert sorted(zip(found["arm"], found["seed"], strict=True)) == [
+    result = form_ends(forms, runs({"kappa": 0.0, "seed": 0}, {"kappa": 0.0, "seed": 1}))
+    assert set(result["form"]) == {"variance, projection"}
+    assert sorted(zip(result["arm"], result["seed"], strict=True)) == [
         ("baseline", 0),
         ("baseline", 1),
         ("form", 0),
@@ -188,8 +188,8 @@ def test_a_form_is_compared_with_the_baseline_that_differs_in_the_regulariser_al
 
 def test_the_two_forms_of_equal_norm_are_the_arms_of_one_comparison():
     two = [{"kappa": 0.1, "scale": scale, "seed": s} for scale in ("frobenius", "variance") for s in range(3)]
-    found = equal_norm(form_ends(runs(*two), runs(*({"kappa": 0.0, "seed": s} for s in range(3)))))
-    assert found.groupby("arm")["seed"].apply(list).to_dict() == {"baseline": [0, 1, 2], "spread": [0, 1, 2]}
+    result = equal_norm(form_ends(runs(*two), runs(*({"kappa": 0.0, "seed": s} for s in range(3)))))
+    assert result.groupby("arm")["seed"].apply(list).to_dict() == {"baseline": [0, 1, 2], "spread": [0, 1, 2]}
 
 
 def test_ends_are_the_last_evaluations_and_pairs_need_both_runs():

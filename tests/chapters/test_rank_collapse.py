@@ -118,9 +118,9 @@ def test_every_architecture_law_sign_and_temperature_is_run_once(depth):
 def test_judged_rows_carry_the_entropy_of_the_first_layer(depth):
     judged = judged_rows(depth, [3])
     keys = ["setting", "tokens", "mean_scaled", "spectrum", "seed"]
-    found = judged.merge(depth[depth["layer"] == 1], on=keys)
-    assert len(found) == len(judged)
-    assert found["first_entropy_ratio"].tolist() == found["entropy_ratio"].tolist()
+    result = judged.merge(depth[depth["layer"] == 1], on=keys)
+    assert len(result) == len(judged)
+    assert result["first_entropy_ratio"].tolist() == result["entropy_ratio"].tolist()
 
 
 def test_similarities_begin_with_the_input_and_end_alike_without_a_mean():

@@ -56,9 +56,9 @@ def test_error_and_localization_tables_are_those_of_each_case_alone(profiles):
     alone = profiles[profiles["case"] == "middle"]
     row = error_table(profiles).set_index("case").loc["middle"]
     assert row["limit_error"] == (alone["limit"] - alone["exact"]).abs().max()
-    found = localization(alone["theta"].to_numpy(), alone["exact"].to_numpy())
+    result = localization(alone["theta"].to_numpy(), alone["exact"].to_numpy())
     table = localization_table(profiles).set_index("case")
-    assert table.loc["middle", "centre"] == pytest.approx(float(found.centre))
+    assert table.loc["middle", "centre"] == pytest.approx(float(result.centre))
 
 
 def test_walks_pass_what_the_exact_law_says_and_their_parts_average_to_the_level():
@@ -68,8 +68,8 @@ def test_walks_pass_what_the_exact_law_says_and_their_parts_average_to_the_level
     control = table[table["control"] == 1]
     theta = (torch.arange(32) + 1.0) / 32
     exact = signal_propagation(theta, torch.eye(16) / 16, length=32, method="exact").view(4, 8).mean(-1)
-    found = (control["estimate"] + control["level"]).to_numpy()
-    np.testing.assert_allclose(found, exact.numpy(), atol=0.03)  # four standard errors of shares over 1,500 walks
+    result = (control["estimate"] + control["level"]).to_numpy()
+    np.testing.assert_allclose(result, exact.numpy(), atol=0.03)  # four standard errors of shares over 1,500 walks
 
 
 def test_parts_that_do_not_divide_the_walk_are_refused():

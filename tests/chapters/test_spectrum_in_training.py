@@ -34,8 +34,8 @@ def test_the_rule_answers_support_refutation_and_silence(w, m, outcome, holds):
 
 
 def test_the_verdict_is_shown_over_its_threshold():
-    found = sensitivity(CLAIM, ends([2.4, 2.5, 2.6], [1.0, 1.1, 0.9])).set_index("threshold")["outcome"]
-    assert (found[1.5], found[2.0], found[3.0]) == ("reproduced", "reproduced", "not reproduced")
+    result = sensitivity(CLAIM, ends([2.4, 2.5, 2.6], [1.0, 1.1, 0.9])).set_index("threshold")["outcome"]
+    assert (result[1.5], result[2.0], result[3.0]) == ("reproduced", "reproduced", "not reproduced")
 
 
 def test_a_ratio_counts_random_weights_as_one_over_d_and_passes_only_with_its_interval_above_one():
@@ -53,5 +53,5 @@ def test_the_ends_of_a_run_are_its_last_evaluation():
         for update in (0, 10)
     ]
     curves = pd.DataFrame(rows).assign(**dict.fromkeys(["trace", "frobenius", "walk_trace", "walk_frobenius"], 1.0))
-    found = run_ends(curves.assign(walk_concentration=np.nan), 0.1)
-    assert found[["arm", "concentration"]].to_numpy().tolist() == [["baseline", 10.0], ["locater", 10.0]]
+    result = run_ends(curves.assign(walk_concentration=np.nan), 0.1)
+    assert result[["arm", "concentration"]].to_numpy().tolist() == [["baseline", 10.0], ["locater", 10.0]]

@@ -26,7 +26,7 @@ PROFILE = st.lists(st.floats(0.01, 1), min_size=3, max_size=3)
 
 def made(profiles: dict[str, np.ndarray], best: int = 20) -> RunTables:
     """Two evaluations of one run, both with these profiles; the second is at the best checkpoint."""
-    arrays = {f"{name}_profile": np.stack([each] * 2)[:, None, None] for name, each in profiles.items()}
+    arrays = {f"{name}_profile": np.stack([profile] * 2)[:, None, None] for name, profile in profiles.items()}
     arrays |= {"attention_profile": arrays["gradient_profile"], "update": np.array([0, 20])}
     summary = pd.DataFrame(
         [{"run": "a", "seed": 3, "kappa": 0.5, "measured_sequences": SEQUENCES, "best_update": best}]
@@ -57,8 +57,8 @@ def test_total_variation_refuses_what_is_no_profile():
 def test_sampling_noise_is_the_mean_distance_of_counted_profiles():
     share = np.linspace(0.2, 0.9, 200)
     counts = np.random.default_rng(0).binomial(SEQUENCES, share, size=(400, 200))
-    found = t_interval([total_variation(row, share) for row in counts])
-    assert sampling_noise(share, SEQUENCES) == pytest.approx(found.estimate, abs=0.001)
+    result = t_interval([total_variation(row, share) for row in counts])
+    assert sampling_noise(share, SEQUENCES) == pytest.approx(result.estimate, abs=0.001)
 
 
 def test_agreement_of_a_mirrored_prediction_is_in_the_mirrored_distance_and_the_centres():
@@ -74,9 +74,9 @@ def test_agreement_of_a_mirrored_prediction_is_in_the_mirrored_distance_and_the_
 
 def test_verdict_reads_one_row_a_run_at_its_best_checkpoint():
     tables = made({"nonsaturated": steps(0.5, 0.5), "predicted": steps(0.5, 0.5), "gradient": steps(0.1, 0.1)})
-    found = at_best_checkpoint(profile_agreement(tables), tables)
-    assert found["update"].tolist() == [20]
-    assert trained_table(found)[["kappa", "seed", "total_variation"]].to_numpy().tolist() == [[0.5, 3, 0]]
+    result = at_best_checkpoint(profile_agreement(tables), tables)
+    assert result["update"].tolist() == [20]
+    assert trained_table(result)[["kappa", "seed", "total_variation"]].to_numpy().tolist() == [[0.5, 3, 0]]
 
 
 def test_binned_profiles_are_densities_in_the_middles_of_their_bins():
@@ -133,8 +133,8 @@ def test_the_rule_answers_support_refutation_and_silence(distances, outcome, hol
 
 
 def test_the_verdict_is_shown_over_its_threshold():
-    found = sensitivity(claim_named(CLAIMS, "theory-sees-trained-models"), models(0.24, 0.25, 0.26))
-    assert found.set_index("threshold")["outcome"][[0.2, 0.25, 0.3]].tolist() == [
+    result = sensitivity(claim_named(CLAIMS, "theory-sees-trained-models"), models(0.24, 0.25, 0.26))
+    assert result.set_index("threshold")["outcome"][[0.2, 0.25, 0.3]].tolist() == [
         "not reproduced",
         "inconclusive",
         "reproduced",
