@@ -208,7 +208,7 @@ def plot_entropy_against_updates(runs: pd.DataFrame, axis: Axes) -> None:
         axis.plot(
             points["entropy"], ratios, marker, markersize=6, color=style["color"], alpha=0.8, label=style["label"]
         )
-    axis.set(xlabel="entropy at update 0, nats", yscale="log")
+    axis.set(xlabel="entropy at update 0, nats", xlim=(0, 4))
 
 
 FAIR = "one layer, one head, 2,048 words, 500 updates of which 100 are warm-up, three seeds; a plan before the runs"
@@ -305,7 +305,7 @@ CLAIMS = (
     ),
     _fair_claim(
         "small-steps-slow",
-        "With the same attention at update 0, steps that are four times smaller beside w_q and w_k make learning slower",
+        "With the same attention at update 0, steps four times smaller beside w_q and w_k make learning slower",
         "scaled",
         "cold",
     ),
