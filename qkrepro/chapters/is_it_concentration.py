@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from qkrepro.evidence.claims import Claim, Outcome, Tables, Threshold, Verdict
+from qkrepro.evidence.learning_curves import updates_to
 from qkrepro.evidence.outcomes import (
     CONCENTRATIONS,
     LEVEL,
@@ -132,23 +133,6 @@ def role_of(treatment: str) -> str:
     if treatment in (BASELINE, CONTROL):
         return {BASELINE: BASELINE, CONTROL: "control"}[treatment]
     return "peer" if treatment in PEERS else "plain" if treatment.endswith("-plain") else "concentrating"
-
-
-def updates_to(curve: pd.DataFrame, loss: float) -> float:
-    """Return the updates until the validation loss is `loss`, linear between evaluations.
-
-    curve: update, valid_loss, one row per evaluation. A loss that is never reached gives the last update plus one
-    interval between evaluations.
-    """
-    update, values = curve["update"].to_numpy(float), curve["valid_loss"].to_numpy(float)
-    below = np.flatnonzero(values <= loss)
-    if not len(below):
-        return float(2 * update[-1] - update[-2])
-    last = below[0]
-    if last == 0:
-        return float(update[0])
-    share = (values[last - 1] - loss) / (values[last - 1] - values[last])
-    return float(update[last - 1] + share * (update[last] - update[last - 1]))
 
 
 def updates_ratio(curve: pd.DataFrame, baseline: pd.DataFrame) -> tuple[float, int]:

@@ -140,6 +140,8 @@ def _multiplier(tower: Tower, layer: int) -> float:
     if tower.family.multiplier == "gpt2":
         multiplier = 1.0 if config.get("scale_attn_weights") is False else 1 / math.sqrt(d_head)
         return multiplier / (layer + 1) if config.get("scale_attn_by_inverse_layer_idx") else multiplier
+    if tower.family.multiplier == "temperature":
+        return 1 / (float(config.get("temperature", 1.0)) * math.sqrt(d_head))
     return 1 / math.sqrt(d_head)
 
 

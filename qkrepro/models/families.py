@@ -52,7 +52,7 @@ class Family:
     parts: tuple[Part, ...] = (Part(),)
     defaults: dict[str, Any] = field(default_factory=dict)  # as Part.defaults, for all parts
     post_norm: Norm | None = None  # replaces the naming's norm where the config says that norms come last
-    multiplier: Literal["d_head", "gpt2", "query_pre_attn_scalar"] = "d_head"
+    multiplier: Literal["d_head", "gpt2", "query_pre_attn_scalar", "temperature"] = "d_head"
     rotary: bool = False
     qk_norm: tuple[str, str] | None = None  # names of the gains on queries and keys, per head dimension
     qk_gain_offset: float = 0.0
@@ -178,6 +178,7 @@ FAMILIES: tuple[Family, ...] = (
         (OWN,),
         sizes={"d_model": "d_model", "heads": "heads", "layers": "layers"},
         post_norm=Norm("layer", "layers.{previous}.feedforward_norm"),
+        multiplier="temperature",
     ),
 )
 FAMILY_OF = {model_type: family for family in FAMILIES for model_type in family.model_types}

@@ -26,6 +26,7 @@ def run_model(tower: Tower) -> LanguageModel:
     checkpoint, words = tower.checkpoint, run_corpus(tower.checkpoint)["words"]
     try:
         sizes = {name: checkpoint.config[name] for name in SIZES}
+        sizes["temperature"] = checkpoint.config.get("temperature", 1.0)
         model = LanguageModel(ModelConfig(words, **sizes, dropout=0.0, max_length=checkpoint.config["length"]))
         tensors = {name: checkpoint.tensors[stored].read() for name, stored in tower.names.items()}
         model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})

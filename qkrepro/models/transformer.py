@@ -29,7 +29,8 @@ class ModelConfig:
 
     vocabulary: words; d_model, d_ff: widths; layers, heads: counts (d_model an even multiple of heads); dropout:
     probability in [0, 1); norm: "post" (after each residual sum) or "pre" (before each block, and once more at the
-    end); max_length: tokens of the longest sequence. Raises ArgumentError for anything else.
+    end); max_length: tokens of the longest sequence; temperature: of the softmax, > 0, by which the logits are divided
+    beside √d_head. Raises ArgumentError for anything else.
     """
 
     vocabulary: int
@@ -40,12 +41,14 @@ class ModelConfig:
     dropout: float = 0.1
     norm: str = "post"
     max_length: int = 512
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Check every field."""
         for name in ("vocabulary", "d_model", "d_ff", "layers", "heads", "max_length"):
             check_integer(name, getattr(self, name), at_least=1)
         check_number("dropout", self.dropout, at_least=0, below=1)
+        check_number("temperature", self.temperature, above=0)
         check_choice("norm", self.norm, ("post", "pre"))
         if self.d_model % self.heads or self.d_model % 2:
             raise ArgumentError(f"d_model must be an even multiple of heads = {self.heads}, got {self.d_model}")
@@ -66,7 +69,7 @@ class LayerTrace(NamedTuple):
     """What one layer saw and did, for the measurements of a run."""
 
     inputs: Tensor  # (batch, length, d_model), the tokens that the query and key projections see
-    logits: Tensor  # (batch, heads, length, length), (query, key), divided by √d_head, not masked
+    logits: Tensor  # (batch, heads, length, length), (query, key), divided by temperature · √d_head, not masked
     attention: Tensor  # (batch, heads, length, length), causal softmax of the logits; every row sums to 1
     outputs: Tensor  # (batch, length, d_model), the tokens that leave the layer
 
@@ -74,10 +77,11 @@ class LayerTrace(NamedTuple):
 class Attention(nn.Module):
     """Causal multi-head self-attention with separate projections."""
 
-    def __init__(self, d_model: int, heads: int) -> None:
+    def __init__(self, d_model: int, heads: int, temperature: float = 1.0) -> None:
         """Make four d_model × d_model projections with biases."""
         super().__init__()
         self.heads = heads
+        self.divisor = temperature * math.sqrt(d_model // heads)  # of the logits
         self.query = nn.Linear(d_model, d_model)
         self.key = nn.Linear(d_model, d_model)
         self.value = nn.Linear(d_model, d_model)
@@ -86,14 +90,15 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch length d_model"]:
         """Return the mixtures of the tokens, (batch, length, d_model) both."""
         q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (batch, heads, length, d_head)
-        mixed = mixed.transpose(1, 2).flatten(2)  # (batch, length, d_model)
+        # (batch, heads, length, d_head), then (batch, length, d_model)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1 / self.divisor)
+        mixed = mixed.transpose(1, 2).flatten(2)
         return self.out(mixed)  # type: ignore[no-any-return]
 
     def logits(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch heads length length"]:
-        """Return the unmasked logits (batch, heads, length, length), query by key, divided by √d_head."""
+        """Return the unmasked logits (batch, heads, length, length), query by key, divided by temperature · √d_head."""
         q, k = self._split(self.query(x)), self._split(self.key(x))
-        return q @ k.mT / math.sqrt(q.shape[-1])
+        return q @ k.mT / self.divisor
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (batch, heads, length, d_head)
@@ -106,7 +111,7 @@ class Layer(nn.Module):
         """Take sizes, dropout and the place of the LayerNorm from the configuration."""
         super().__init__()
         self.pre = config.norm == "pre"
-        self.attention = Attention(config.d_model, config.heads)
+        self.attention = Attention(config.d_model, config.heads, config.temperature)
         self.up = nn.Linear(config.d_model, config.d_ff)
         self.down = nn.Linear(config.d_ff, config.d_model)
         self.attention_norm = nn.LayerNorm(config.d_model)

@@ -33,6 +33,7 @@ class RunConfiguration:
     d_ff: int = 128
     norm: str = "post"  # post or pre
     dropout: float = 0.1
+    temperature: float = 1.0  # of the softmax: the logits are divided by temperature · √d_head
     length: int = 256  # tokens per sequence
     batch: int = 16  # sequences per update
     epochs: float = 5.0  # at most
@@ -65,7 +66,7 @@ class RunConfiguration:
         for name in ("seed", "patience"):
             check_integer(name, getattr(self, name), at_least=0)
         check_integer("measured_sequences", self.measured_sequences, at_least=2)
-        for name in ("epochs", "learning_rate", "start_gain"):
+        for name in ("epochs", "learning_rate", "start_gain", "temperature"):
             check_number(name, getattr(self, name), above=0)
         for name in ("weight_decay", "kappa"):
             check_number(name, getattr(self, name), at_least=0)
@@ -81,6 +82,8 @@ class RunConfiguration:
         check_choice("penalised", self.penalised, PENALISED)
         check_choice("peer", self.peer, PEERS)
         check_strength(self.peer, self.peer_strength)
+        if self.peer == "qk-clip" and self.temperature != 1:
+            raise ArgumentError(f"temperature must be 1 with peer 'qk-clip', got {self.temperature!r}")
         check_choice("device", self.device, ("cpu", "cuda"))
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ArgumentError("device must be 'cpu', since PyTorch finds no CUDA device, got 'cuda'")

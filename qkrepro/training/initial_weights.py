@@ -28,6 +28,7 @@ def build_model(configuration: RunConfiguration, vocabulary: int) -> LanguageMod
         dropout=configuration.dropout,
         norm=configuration.norm,
         max_length=configuration.length,
+        temperature=configuration.temperature,
     )
     dtype = torch.float64 if configuration.precision == "float64" else torch.float32
     model = LanguageModel(sizes, torch.Generator().manual_seed(configuration.seed), dtype)

@@ -87,7 +87,8 @@ def measure(model: LanguageModel, tokens: Tensor) -> Measured:
     with _without_dropout(model):
         traces = model.trace(tokens.to(model.embedding.weight.device))
     weights = model.qk_weights()
-    heads = [_measure_head(traces[head.layer], head) for head in weights]
+    temperature = model.config.temperature
+    heads = [_measure_head(traces[head.layer], head, temperature) for head in weights]
     numbers = {name: float(np.mean([head.numbers[name] for head in heads])) for name in heads[0].numbers}
     for name, x in (("input_", traces[0].inputs), ("", traces[-1].outputs)):
         numbers |= {f"{name}residual": _mean(rank_residual(x)), f"{name}cosine": _mean(mean_cosine_similarity(x))}
@@ -110,14 +111,14 @@ def _without_dropout(model: LanguageModel) -> Iterator[None]:
         model.train(training)
 
 
-def _measure_head(trace: LayerTrace, head: QKWeights) -> Measured:
-    logits = trace.logits[:, head.head].double()  # (sequences, T, T), already divided by the temperature √d_head
+def _measure_head(trace: LayerTrace, head: QKWeights, temperature: float) -> Measured:
+    logits = trace.logits[:, head.head].double()  # (sequences, T, T), already divided by temperature · √d_head
     weights = trace.attention[:, head.head].double()
     mask = causal_mask(logits.shape[-1]).to(logits.device)
     open_keys = (saturation(logits, mask=mask) == 0).double()
     entropy, mass = attention_entropy(weights), softmax_gradient_mass(weights)
     moments = qk_moments(head.w_q, head.w_k)
-    predicted, walk = _predict(head, trace.inputs)
+    predicted, walk = _predict(head, trace.inputs, temperature)
     numbers = {
         "valid_entropy": _mean(entropy),
         "valid_entropy_last": _mean(entropy[:, -1]),
@@ -144,7 +145,7 @@ def _measure_head(trace: LayerTrace, head: QKWeights) -> Measured:
     return Measured(numbers | walk, arrays | {"eigenvalues": qk_eigenvalues(head.w_q, head.w_k).cpu().numpy()})
 
 
-def _predict(head: QKWeights, x: Tensor) -> tuple[Tensor, dict[str, float]]:
+def _predict(head: QKWeights, x: Tensor, temperature: float) -> tuple[Tensor, dict[str, float]]:
     """Return the open share of each key of the last query in the Gaussian form at finite T, and its moments.
 
     x: (sequences, T, d_model). The bias b of the queries adds x_iᵀ w_kᵀ b to the logit, a walk with the variance
@@ -158,7 +159,7 @@ def _predict(head: QKWeights, x: Tensor) -> tuple[Tensor, dict[str, float]]:
     bias_square = max(0.0, float(bias @ products.gram_k[0] @ bias))
     theta = torch.arange(1, length + 1, dtype=torch.float64) / length
     spread = frobenius_square + bias_square / length
-    rho = signal_propagation_limit(theta, trace, trace_square, spread, d_head**0.5, length)
+    rho = signal_propagation_limit(theta, trace, trace_square, spread, temperature * d_head**0.5, length)
     walk = {"trace": trace, "trace_square": trace_square, "frobenius": frobenius_square**0.5, "bias": bias_square**0.5}
     walk |= {"concentration": float(concentration(trace, frobenius_square**0.5))}
     return rho, {f"walk_{name}": value for name, value in walk.items()}

@@ -28,6 +28,7 @@ ADDED: Mapping[str, Any] = {  # entries that configurations gained after the fir
     "penalised": "weights",
     "peer": "none",
     "peer_strength": 0.0,
+    "temperature": 1.0,
 }
 
 

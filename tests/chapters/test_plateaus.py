@@ -1,6 +1,8 @@
 """Starts and plateaus: learning curves made by hand, whose plateaus are known."""
 
 import math
+from dataclasses import asdict
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,6 @@ from qkrepro.chapters.plateaus import (
     CLAIMS,
     complete_seeds,
     gaps_to_reference,
-    longest_plateau,
     named_starts,
     plateau_table,
     start_name,
@@ -20,6 +21,21 @@ from qkrepro.chapters.plateaus import (
 )
 from qkrepro.errors import ArgumentError, ShapeError
 from qkrepro.evidence.claims import claim_named, judge, sensitivity
+from qkrepro.evidence.learning_curves import longest_plateau, updates_to
+from qkrepro.evidence.matched_starts import (
+    APART,
+    ARMS,
+    LEVELS,
+    MARGIN,
+    NORM_TOLERANCE,
+    PLATEAU,
+    TOLERANCE,
+    arm_name,
+    arm_table,
+    named_arms,
+)
+from qkrepro.evidence.numbers import book_root
+from qkrepro.training.sweep import read_sweep
 
 TIME = np.arange(0, 401, 20)
 
@@ -209,3 +225,159 @@ SLOW, FAST, SILENT = [0.5, 0.55, 0.6], [-0.5, -0.55, -0.6], [-0.5, 0.0, 0.6]
 )
 def test_slow_learning_is_judged_by_the_loss_after_the_warm_up(collapsed, concentrated, outcome):
     assert judge(claim_named(CLAIMS, "low-entropy-slows"), late(collapsed, concentrated)).outcome == outcome
+
+
+PLAN = (book_root() / "results" / "PLAN-plateaus.md").read_text(encoding="utf-8")
+STARTS = {"start_gain", "start_mean", "start_deviation", "temperature"}
+
+
+def test_the_sweep_has_the_arms_of_the_plan_seed_by_seed_and_nothing_else_differs():
+    runs = [asdict(run) for run in read_sweep(book_root() / "results" / "plateaus-anew.yaml")]
+    assert f"{len(runs)} runs" in PLAN
+    for _, group in groupby(runs, key=lambda run: run["seed"]):
+        of_seed = list(group)
+        assert tuple(arm_name(run) for run in of_seed) == ARMS
+        assert len({str({k: v for k, v in run.items() if k not in STARTS}) for run in of_seed}) == 1
+        cold, scaled = of_seed[1], of_seed[4]
+        assert scaled["start_gain"] == pytest.approx(cold["temperature"] ** -0.5, rel=1e-3)
+        assert {run["start_mean"] for run in of_seed if run["start_mean"] is not None} == {0.5}
+    assert {run["kappa"] for run in runs} == {0.0}
+
+
+def test_the_rules_have_the_numbers_of_the_plan():
+    assert f"at most {TOLERANCE} nats" in PLAN
+    assert f"at least {APART:g} nats" in PLAN
+    assert NORM_TOLERANCE == 0.05
+    assert "within five per cent" in PLAN
+    assert f"after {LEVELS[0]} and after {LEVELS[1]} updates" in PLAN
+    assert f"equivalence: {MARGIN}" in PLAN
+    assert f"over {PLATEAU['window']} updates, and a later fall of less than {PLATEAU['least_fall']} nats" in PLAN
+
+
+def arm_curves(**losses: np.ndarray) -> pd.DataFrame:
+    """One seed of each arm, evaluated every 20 updates up to 500."""
+    tables = [
+        pd.DataFrame({"arm": arm, "seed": 0, "update": np.arange(0, 501, 20), "valid_loss": loss})
+        for arm, loss in losses.items()
+    ]
+    return pd.concat(tables, ignore_index=True).assign(warmup=100, valid_entropy=2.0, frobenius=5.0)
+
+
+def test_a_run_that_takes_twice_the_updates_has_the_log_of_two_until_a_loss_is_out_of_reach():
+    at = np.arange(0, 501, 20)
+    table = arm_table(arm_curves(xavier=9 - at / 100, cold=9 - at / 200)).set_index("arm")
+    assert table.loc["xavier", ["log updates", "missed", "plateau"]].tolist() == pytest.approx([0, 0, 0])
+    assert table.loc["cold", "log updates"] == pytest.approx((math.log(2) + math.log(520 / 300)) / 2)
+    assert table.loc["cold", "missed"] == 1
+
+
+def test_only_a_rest_after_the_warm_up_counts_as_a_plateau():
+    at = np.arange(0, 501, 20)
+    early = np.interp(at, [0, 100, 500], [8, 8, 4])
+    late = np.interp(at, [0, 200, 300, 500], [9, 6, 6, 4])
+    table = arm_table(arm_curves(xavier=early, cold=late)).set_index("arm")
+    assert table.loc["xavier", "plateau"] == 0
+    assert 0.2 <= table.loc["cold", "plateau"] <= 0.4
+
+
+def test_a_seed_without_the_run_of_xavier_has_no_ratio():
+    row = arm_table(arm_curves(cold=np.linspace(9, 4, 26))).iloc[0]
+    assert math.isnan(row["log updates"])
+    assert row["missed"] == 0
+
+
+def test_updates_to_a_loss_are_the_first_that_have_it():
+    falling = pd.DataFrame({"update": [0, 100, 200], "valid_loss": [8.0, 6.0, 7.0]})
+    assert (updates_to(falling, 8.0), updates_to(falling, 6.5), updates_to(falling, 5.0)) == (0, 75, 300)
+
+
+def test_no_runs_give_an_empty_table_of_arms():
+    columns = ["seed", "update", "warmup", "valid_loss", "valid_entropy", "frobenius"]
+    empty = pd.DataFrame(columns=[*columns, *STARTS])
+    assert judge(claim_named(CLAIMS, "small-steps-slow"), {"anew": arm_table(named_arms(empty))}).outcome == "not run"
+
+
+def anew(outcome: str = "log updates", seeds: int = 3, entropy: float = 0.5, **shifts: float | list[float]) -> dict:
+    """Make runs whose arms have these outcomes; the seeds of an arm that is one number differ by hundredths."""
+    low = ("cold", "concentrated", "scaled")
+    rows = []
+    for place, arm in enumerate(ARMS):
+        given = shifts.get(arm, 0.0)
+        values = given if isinstance(given, list) else [given + 0.01 * ((place + seed) % 3) for seed in range(3)]
+        for seed, value in enumerate(values[:seeds]):
+            row = {"log updates": 0.0, "plateau": 0.0, "missed": 0} | {outcome: value}
+            start = {"entropy": entropy if arm in low else 3.7, "frobenius": 23.0 if arm == "scaled" else 5.6}
+            rows.append({"arm": arm, "seed": seed} | start | row)
+    return {"anew": pd.DataFrame(rows)}
+
+
+FAIR = {
+    "low-entropy-slows-equal-weights": ("cold", "xavier"),
+    "low-entropy-slows-concentrated": ("concentrated", "even"),
+    "dispersion-slows-equal-entropy": ("cold", "concentrated"),
+    "small-steps-slow": ("scaled", "cold"),
+}
+EVEN = [-0.5, 0.1, 0.5]
+
+
+@pytest.mark.parametrize("name", FAIR)
+@pytest.mark.parametrize(
+    ("shift", "outcome", "holds"),
+    [
+        (0.8, "reproduced", 3),
+        (-0.8, "not reproduced", 0),
+        ([0.0, 0.011, 0.019], "not reproduced", None),
+        (EVEN, "inconclusive", 2),
+    ],
+)
+def test_a_fair_comparison_is_judged_by_sign_margin_and_holm(name, shift, outcome, holds):
+    arm, against = FAIR[name]
+    verdict = judge(claim_named(CLAIMS, name), anew(**{arm: shift}))
+    assert verdict.outcome == outcome
+    assert holds is None or (verdict.holds, verdict.of) == (holds, 3)
+    assert f"{arm} against {against}" in verdict.because
+
+
+@pytest.mark.parametrize("name", FAIR)
+def test_a_difference_that_is_there_and_inside_the_margin_holds_in_part(name):
+    steady = [0.05, 0.0601, 0.0699]  # the arm it is compared with: 0, 0.01 and 0.02, in some order
+    arm, against = FAIR[name]
+    base = [0.0, 0.01, 0.02]
+    assert judge(claim_named(CLAIMS, name), anew(**{arm: steady, against: base})).outcome == "partly"
+    assert judge(claim_named(CLAIMS, name), anew(seeds=2, **{arm: 0.8})).outcome == "not run"
+
+
+def test_holm_runs_over_the_four_comparisons():
+    alone = anew(cold=[0.2, 0.27, 0.35], xavier=[0.0] * 3)
+    verdict = judge(claim_named(CLAIMS, "low-entropy-slows-equal-weights"), alone)
+    assert verdict.outcome == "inconclusive"  # p = 0.024 without correction
+    assert sensitivity(claim_named(CLAIMS, "low-entropy-slows-equal-weights"), alone)["outcome"].nunique() == 1
+
+
+@pytest.mark.parametrize(
+    "spoiled", [{"arm": "scaled", "entropy": 0.6}, {"arm": "cold", "frobenius": 6.0}, {"arm": "even", "entropy": 2.0}]
+)
+@pytest.mark.parametrize("name", [*FAIR, "low-entropy-traps-fairly"])
+def test_a_failed_manipulation_is_no_test_whatever_the_losses_say(name, spoiled):
+    tables = anew(cold=0.8, scaled=0.8)
+    runs = tables["anew"]
+    column = next(key for key in spoiled if key != "arm")
+    runs.loc[(runs["arm"] == spoiled["arm"]) & (runs["seed"] == 1), column] = spoiled[column]
+    assert judge(claim_named(CLAIMS, name), tables).outcome == "not a test"
+
+
+@pytest.mark.parametrize(
+    ("cold", "concentrated", "outcome", "holds"),
+    [
+        (0.5, 0.5, "reproduced", 6),
+        (0.5, [0.0] * 3, "partly", 3),
+        ([0.0] * 3, [0.0] * 3, "not reproduced", 0),
+        ([0.0, 0.0, 0.4], [0.0] * 3, "inconclusive", 1),
+    ],
+)
+def test_plateaus_of_both_low_entropies_are_judged_together(cold, concentrated, outcome, holds):
+    tables = anew("plateau", xavier=[0.0] * 3, even=[0.0] * 3, cold=cold, concentrated=concentrated, scaled=[0.0] * 3)
+    verdict = judge(claim_named(CLAIMS, "low-entropy-traps-fairly"), tables)
+    assert (verdict.outcome, verdict.holds, verdict.of) == (outcome, holds, 6)
+    two = anew("plateau", seeds=2, cold=cold)
+    assert judge(claim_named(CLAIMS, "low-entropy-traps-fairly"), two).outcome == "not run"

@@ -46,17 +46,19 @@ def second_moment(windows: list[torch.Tensor]) -> torch.Tensor:
     return torch.einsum("ti,tj->ij", steps, steps) / len(steps)
 
 
-def a_run(tmp_path: Path, corpus: str, vocabulary: int | None = None) -> Path:
-    return train(RunConfiguration(corpus=corpus, vocabulary=vocabulary, **SIZES, **BRIEF), tmp_path, progress=False)
+def a_run(tmp_path: Path, corpus: str, vocabulary: int | None = None, temperature: float = 1.0) -> Path:
+    run = RunConfiguration(corpus=corpus, vocabulary=vocabulary, temperature=temperature, **SIZES, **BRIEF)
+    return train(run, tmp_path, progress=False)
 
 
-def test_a_run_reads_a_text_in_the_words_of_its_corpus(tmp_path: Path) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_a_run_reads_a_text_in_the_words_of_its_corpus(tmp_path: Path, temperature: float) -> None:
     folder = write_example(tmp_path / "text", tokens=4000)
-    run = a_run(tmp_path / "runs", str(folder), vocabulary=20)
+    run = a_run(tmp_path / "runs", str(folder), vocabulary=20, temperature=temperature)
     covariances = increment_covariances(run, folder / "valid.txt")
 
     corpus = load_corpus(str(folder), vocabulary=20)
-    model = LanguageModel(ModelConfig(20, **SIZES, max_length=12))
+    model = LanguageModel(ModelConfig(20, **SIZES, max_length=12, temperature=temperature))
     model.load_state_dict(safetensors.torch.load_file(run / "best.safetensors"))
     with torch.no_grad():
         traces = [model.eval().trace(ids[None]) for ids in corpus.valid.split(12) if len(ids) > 1]
@@ -65,6 +67,7 @@ def test_a_run_reads_a_text_in_the_words_of_its_corpus(tmp_path: Path) -> None:
         torch.testing.assert_close(covariances["", layer], expected, rtol=1e-4, atol=1e-6)
     table = qk_table(run, draws=5, text=folder / "valid.txt")
     assert table["localization"].between(0, 1).all()
+    assert table["temperature"].tolist() == pytest.approx([temperature * 8**0.5] * 4)
     assert not table["localization"].equals(qk_table(run, draws=5)["localization"])
 
 

@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkrepro.errors import ArgumentError, ShapeError
-from qkrepro.models.transformer import LanguageModel, Layer, ModelConfig, sinusoids
+from qkrepro.models.transformer import Attention, LanguageModel, Layer, ModelConfig, sinusoids
 
 TINY = ModelConfig(vocabulary=30, d_model=16, d_ff=24, max_length=12)
 
@@ -87,6 +88,28 @@ def test_later_tokens_do_not_change_earlier_ones(norm: str) -> None:
     assert not torch.allclose(before[:, 6], after[:, 6])
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_low_temperature_is_the_same_function_as_larger_query_and_key_weights(training: bool) -> None:
+    cold, large = model_of(heads=2, dropout=0.0, temperature=0.25), model_of(heads=2, dropout=0.0)
+    with torch.no_grad():
+        for weights in large.qk_weights():
+            weights.w_q.mul_(2)
+            weights.w_k.mul_(2)
+    (traced,), (expected,) = (model.train(training).trace(tokens_of()) for model in (cold, large))
+    torch.testing.assert_close(traced.logits, expected.logits, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(traced.outputs, expected.outputs, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(traced.logits, model_of(heads=2, dropout=0.0).trace(tokens_of())[0].logits)
+
+
+def test_a_temperature_of_one_leaves_every_bit_as_pytorch_gives_it() -> None:
+    """Pin the scale that PyTorch takes by itself: the records were made with it."""
+    attention = Attention(16, 2)
+    q, k, v = torch.randn(3, 2, 2, 5, 8, generator=generator()).unbind()
+    for parts in ((q, k, v), (q.double(), k.double(), v.double())):
+        given = F.scaled_dot_product_attention(*parts, is_causal=True, scale=1 / attention.divisor)
+        assert torch.equal(given, F.scaled_dot_product_attention(*parts, is_causal=True))
+
+
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_query_and_key_weights_give_the_traced_logits(norm: str) -> None:
     model = model_of(layers=2, heads=4, norm=norm).eval()
@@ -153,7 +176,10 @@ def test_sinusoids_run_from_frequency_one_to_one_ten_thousandth() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"vocabulary": 0}, {"heads": 3}, {"d_model": 9}, {"dropout": 1.0}, {"dropout": -0.1}, {"norm": "middle"}],
+    [
+        *[{"vocabulary": 0}, {"heads": 3}, {"d_model": 9}, {"dropout": 1.0}, {"dropout": -0.1}, {"norm": "middle"}],
+        {"temperature": 0.0},
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ArgumentError, match=str(next(iter(changes)) if "heads" not in changes else "heads")):

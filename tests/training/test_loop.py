@@ -268,6 +268,7 @@ NEW_OPTIONS = {
     "tokens": {"kappa": 0.01, "penalised": "tokens", "target_trace": 4.0},
     "tokens kept": {"kappa": 0.01, "penalised": "tokens", "scale": "deviation", "mean": "keep"},
     "qk-norm": {"peer": "qk-norm"},
+    "temperature": {"temperature": 0.1},
     "sigma-reparam": {"peer": "sigma-reparam"},
     "qk-clip": {"peer": "qk-clip", "peer_strength": 0.2},
     "qk-weight-decay": {"peer": "qk-weight-decay", "peer_strength": 1.0},
@@ -390,7 +391,8 @@ def test_corpus_too_short_for_a_batch_is_refused():
     "bad",
     [
         *[{"schedule": "cosine"}, {"penalised": "values"}, {"peer": "prayer"}],
-        {"peer_strength": 1.0},
+        *[{"peer_strength": 1.0}, {"temperature": 0.0}],
+        {"temperature": 0.5, "peer": "qk-clip", "peer_strength": 1.0},
         *[{"kappa": -1.0}, {"precision": "fp8"}, {"epochs": 0.0}, {"length": 1}, {"start_mean": 0.0}, {"threads": 0}],
     ],
 )
