@@ -253,7 +253,8 @@ CLAIMS = (
         name="prevents-both",
         chapter="both_at_once",
         provenance="paper",
-        statement=f"A small eigenspectrum variance prevents both collapses at once, over 8 layers ({CONDITIONS}).",
+        statement="A small eigenspectrum variance prevents both collapses at once, over 8 layers.",
+        conditions=CONDITIONS,
         rule=SAFE + "The claim asks this of every non-zero mean in every setting and law of tokens.",
         refuted_by="failing at some means and holding at none",
         tables=("safe",),
@@ -266,10 +267,8 @@ CLAIMS = (
         name="can-prevent-both",
         chapter="both_at_once",
         provenance="reported",
-        statement=(
-            "A small eigenspectrum variance can prevent both collapses at once (so the text of the proceedings, as "
-            f"reported), over 8 layers ({CONDITIONS})."
-        ),
+        statement="A small eigenspectrum variance can prevent both collapses at once, over 8 layers.",
+        conditions=f"the words are those of the text in the proceedings, as reported; {CONDITIONS}",
         rule=SAFE + "The claim asks for one safe mean, of either sign, in each setting and law of tokens.",
         refuted_by="no safe mean in some settings, and a safe one in none",
         tables=("safe",),
@@ -281,7 +280,8 @@ CLAIMS = (
         name="can-prevent-both-deep",
         chapter="both_at_once",
         provenance="reported",
-        statement=f"A small eigenspectrum variance can prevent both collapses at once, over 24 layers ({CONDITIONS}).",
+        statement="A small eigenspectrum variance can prevent both collapses at once, over 24 layers.",
+        conditions=CONDITIONS,
         rule=SAFE + "One safe mean in each setting and law of tokens; the same stacks as for 8 layers, at their end.",
         refuted_by="no safe mean in some settings, and a safe one in none",
         tables=("safe",),
@@ -295,8 +295,9 @@ CLAIMS = (
         provenance="ours",
         statement=(
             "At equal mean a concentrated spectrum keeps more entropy and more difference between tokens than a "
-            f"dispersed one, over 8 layers ({CONDITIONS})."
+            "dispersed one, over 8 layers."
         ),
+        conditions=CONDITIONS,
         rule=(
             "For each setting, law of tokens and non-zero mean the paired differences of both ratios, least minus "
             "greatest dispersion, are above 0: medians over seeds, by the interval of the sign test."

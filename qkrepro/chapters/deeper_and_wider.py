@@ -127,9 +127,9 @@ CLAIMS = (
         chapter="deeper_and_wider",
         provenance="ours",
         statement=(
-            "LocAteR (κ = 0.001, target trace 1) improves test perplexity with 1, 2 and 4 layers of 1 and 4 heads, "
-            "after one pass over the text."
+            "LocAteR improves test perplexity with 1, 2 and 4 layers of 1 and 4 heads, after one pass over the text."
         ),
+        conditions="κ = 0.001, target trace 1",
         rule=(
             "In each of the six shapes the paired t test of log test perplexity, after Holm's correction over six, "
             "has p below 0.05 with an improvement, and its interval leaves ±0.01; partly when in some shapes; "

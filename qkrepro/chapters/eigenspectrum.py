@@ -260,8 +260,8 @@ CLAIMS = (
         chapter="eigenspectrum",
         provenance="derived",
         statement=(
-            "Xavier initialisation of query and key weights gives W a trace of mean zero; the variance of the trace "
-            "and the means of tr W² and of the squared Frobenius norm have closed forms."
+            "Xavier initialisation of query and key weights gives W a trace of mean zero, and closed forms to its "
+            "variance and to the means of tr W² and of the squared Frobenius norm."
         ),
         rule=(
             "Each of the four moments lies within a fifth of its closed form with its whole 95% t interval over draws "

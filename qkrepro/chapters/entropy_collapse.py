@@ -284,7 +284,8 @@ CLAIMS = (
         name="prevents-entropy-collapse",
         chapter="entropy_collapse",
         provenance="paper",
-        statement=f"A small eigenspectrum variance prevents entropy collapse ({CONDITIONS}).",
+        statement="A small eigenspectrum variance prevents entropy collapse.",
+        conditions=CONDITIONS,
         rule=(
             "For each law of tokens and mean the entropy ratio at the least dispersion is more than one half and more "
             "than at the greatest dispersion of the same mean: medians over seeds, by their distribution-free 95% "
@@ -306,9 +307,8 @@ CLAIMS = (
         name="concentration-raises-entropy",
         chapter="entropy_collapse",
         provenance="ours",
-        statement=(
-            f"At equal mean a concentrated spectrum leaves attention more entropy than a dispersed one ({CONDITIONS})."
-        ),
+        statement="At equal mean a concentrated spectrum leaves attention more entropy than a dispersed one.",
+        conditions=CONDITIONS,
         rule=(
             "For each law of tokens and mean the paired difference of the entropy ratios, least minus greatest "
             "dispersion, is above 0: its median over seeds, by the interval of the sign test."
@@ -324,8 +324,9 @@ CLAIMS = (
         provenance="derived",
         statement=(
             "At high temperature a concentrated spectrum loses less entropy than other matrices of its trace, and more "
-            "than matrices without a trace of its Frobenius norm (raw random walks, last query)."
+            "than matrices without a trace of its Frobenius norm."
         ),
+        conditions="raw random walks, last query",
         rule=(
             "At the greatest temperature, for each other matrix of equal trace the deficit exceeds that of the "
             "concentrated one, and for each of equal norm it falls short of it (paired 95% t interval over walks)."
@@ -339,10 +340,8 @@ CLAIMS = (
         name="entropy-bound-informs",
         chapter="entropy_collapse",
         provenance="ours",
-        statement=(
-            "The spectral-norm bound on attention entropy has content where attention is not all but uniform (walks "
-            "and independent tokens, five spectra, λ = 1, √d and 10⁴, d = T = 64)."
-        ),
+        statement="The spectral-norm bound on attention entropy has content where attention is not all but uniform.",
+        conditions="walks and independent tokens, five spectra, λ = 1, √d and 10⁴, d = T = 64",
         rule=(
             "Never violated, and at least a tenth of the measured entropy in each setting whose entropy is at most 95% "
             "of that of uniform attention; partly when in some of them."

@@ -306,7 +306,8 @@ def _outcome_claim(name: str, outcome: str, statement: str, against: str = BASEL
         name=name,
         chapter="is_it_concentration",
         provenance="ours",
-        statement=f"{statement} ({CONFIRMED}).",
+        statement=f"{statement}.",
+        conditions=CONFIRMED,
         rule=f"Paired differences of {outcome} over five new seeds, by the words of results/PLAN.md with a margin of "
         f"{bound:g}; Holm's correction over the comparisons; only where N_W or N_M is at least twice the baseline's.",
         refuted_by="a difference on the worse side after Holm's correction, or an interval inside the margin",
@@ -326,8 +327,8 @@ def _dose_claim(n: str, name: str, outcome: str, words: str) -> Claim:
         name=f"{name}-follows-{n.lower().replace('_', '-')}",
         chapter="is_it_concentration",
         provenance="ours",
-        statement=f"Over the treatments of the map {words} the more concentrated the spectrum ends, by {n} (8,192 "
-        "words, three passes, within seeds).",
+        statement=f"Over the treatments of the map {words} the more concentrated the spectrum ends, by {n}.",
+        conditions="8,192 words, three passes, within seeds",
         rule="Spearman's correlation over the arms, mean over seeds, by permutation of the arms, Holm over four: "
         "reproduced where it and the partial one given the norm have the sign with p < 0.05.",
         refuted_by="a correlation of the other sign with p < 0.05",
@@ -354,7 +355,8 @@ CLAIMS = (
         name="concentrating-eases-both-collapses",
         chapter="is_it_concentration",
         provenance="ours",
-        statement=f"Under concentration both collapses recede together in a trained model ({CONFIRMED}).",
+        statement="Under concentration both collapses recede together in a trained model.",
+        conditions=CONFIRMED,
         rule="Entropy and the residual of the outputs are judged by the words of results/PLAN.md; the weaker counts.",
         refuted_by="entropy or residual not reproduced, which includes a trade-off between them",
         tables=("confirmation",),

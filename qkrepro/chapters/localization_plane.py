@@ -313,10 +313,10 @@ CLAIMS = (
         name="variance-localizes",
         chapter="localization_plane",
         provenance="paper",
-        statement=(
-            "A small eigenspectrum variance leads attention to be localized; here for symmetric spectra of either sign "
-            "whose mean is not too small for the length, |tr M|(T − 1) ≥ 10λ, on random walks and for the linearised "
-            "softmax."
+        statement="A small eigenspectrum variance leads attention to be localized.",
+        conditions=(
+            "for symmetric spectra of either sign whose mean is not too small for the length, |tr M|(T − 1) ≥ 10λ, on "
+            "random walks and for the linearised softmax"
         ),
         rule=(
             "At each mean the localization index is at least 0.3 where the dispersion √(dσ²)/λ is a hundredth of the "

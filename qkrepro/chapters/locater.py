@@ -338,7 +338,8 @@ CLAIMS = (
     _claim(
         name="locater-improves-perplexity",
         provenance="reported",
-        statement=f"LocAteR improves perplexity ({FULL}; test text). In these runs it shrank W: a claim on shrinkage.",
+        statement="LocAteR improves perplexity.",
+        conditions=f"{FULL}; test text. In these runs it shrank W: a claim on shrinkage",
         rule=f"{WORDS} (0.01 of log perplexity).",
         tables=("paired",),
         judge=perplexity_improves,
@@ -348,7 +349,8 @@ CLAIMS = (
     _claim(
         name="locater-raises-entropy",
         provenance="reported",
-        statement=f"LocAteR raises attention entropy ({FULL}; validation text). A claim on shrinkage, as above.",
+        statement="LocAteR raises attention entropy.",
+        conditions=f"{FULL}; validation text. A claim on shrinkage",
         rule=f"{WORDS} (0.05 nats).",
         tables=("paired",),
         judge=entropy_rises,
@@ -358,7 +360,8 @@ CLAIMS = (
     _claim(
         name="concentration-improves-perplexity",
         provenance="reported",
-        statement=f"A more concentrated spectrum improves perplexity ({FULL}; test text).",
+        statement="A more concentrated spectrum improves perplexity.",
+        conditions=f"{FULL}; test text",
         rule=f"{CHECKED} (0.01 of log perplexity).",
         refuted_by=f"runs that are a test, with {WORSE}",
         tables=("paired",),
@@ -369,7 +372,8 @@ CLAIMS = (
     _claim(
         name="concentration-raises-entropy-in-training",
         provenance="reported",
-        statement=f"A more concentrated spectrum raises attention entropy ({FULL}; validation text).",
+        statement="A more concentrated spectrum raises attention entropy.",
+        conditions=f"{FULL}; validation text",
         rule=f"{CHECKED} (0.05 nats).",
         refuted_by=f"runs that are a test, with {WORSE}",
         tables=("paired",),
@@ -380,7 +384,8 @@ CLAIMS = (
     _claim(
         name="equal-norm-perplexity",
         provenance="ours",
-        statement=f"At equal ‖W‖_F, a more concentrated W improves validation perplexity ({FORMS}).",
+        statement="At equal ‖W‖_F, a more concentrated W improves validation perplexity.",
+        conditions=FORMS,
         rule=f"Not a test unless N_W or N_M is at least twice that of the other form. Then: {WORDS} (0.01 of its log).",
         tables=("equal_norm",),
         judge=perplexity_at_equal_norm,
@@ -390,7 +395,8 @@ CLAIMS = (
     _claim(
         name="equal-norm-entropy",
         provenance="ours",
-        statement=f"At equal ‖W‖_F, a more concentrated W raises attention entropy ({FORMS}).",
+        statement="At equal ‖W‖_F, a more concentrated W raises attention entropy.",
+        conditions=FORMS,
         rule=f"Not a test unless N_W or N_M is at least twice that of the other form. Then: {WORDS} (0.05 nats).",
         tables=("equal_norm",),
         judge=entropy_at_equal_norm,
@@ -402,8 +408,9 @@ CLAIMS = (
         provenance="paper",
         statement=(
             "Expressivity: with a small eigenvalue variance both collapses recede together, more entropy and more "
-            f"different output tokens ({FULL}; the variance is small because W shrank)."
+            "different output tokens."
         ),
+        conditions=f"{FULL}; the variance is small because W shrank",
         rule=(
             "Entropy and the residual of the output tokens each get the word of their paired difference (margins 0.05 "
             "nats and 0.005); not reproduced when either is, reproduced when both are."
@@ -420,9 +427,9 @@ CLAIMS = (
         provenance="paper",
         statement=(
             "Trainability: with a small eigenvalue variance a run needs fewer updates for the validation losses that "
-            f"its baseline has after a quarter, a half and all of its budget ({FULL}; the variance is small because W "
-            "shrank)."
+            "its baseline has after a quarter, a half and all of its budget."
         ),
+        conditions=f"{FULL}; the variance is small because W shrank",
         rule=f"Mean over the three losses of the logarithm of the ratio of updates, a value a seed. {WORDS} (0.05).",
         tables=("pace",),
         judge=trains_faster,
@@ -435,8 +442,9 @@ CLAIMS = (
         provenance="ours",
         statement=(
             "Dose response: over κ = 0 to 0.1 with τ = 1, validation perplexity is the larger, the larger the "
-            "eigenvalue variance (reduced vocabulary, four passes, three seeds)."
+            "eigenvalue variance."
         ),
+        conditions="reduced vocabulary, four passes, three seeds",
         rule=(
             "Per seed the rank correlation over κ, its mean over seeds against an exact permutation of the κ in all "
             "seeds at once: reproduced when p < 0.05 and the mean is positive; inconclusive when p is not below 0.05."

@@ -230,7 +230,7 @@ CLAIMS = (
         name="a-large-mean-holds-the-rank",
         chapter="masks_and_layernorm",
         provenance="ours",
-        statement="A large mean makes these equilibria stable; with a small one a disturbance collapses the rank.",
+        statement="A large mean makes these equilibria stable, and with a small one a disturbance collapses the rank.",
         rule=(
             "For each rank above 1 and both masks, tokens that start with noise of a ten-thousandth keep more than "
             "half of their stable rank beyond one at the largest mean, and less at the least. Beyond one, because "

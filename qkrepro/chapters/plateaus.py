@@ -232,7 +232,8 @@ def _fair_claim(name: str, statement: str, arm: str, against: str) -> Claim:
         name=name,
         chapter="plateaus",
         provenance="ours",
-        statement=f"{statement} ({FAIR}).",
+        statement=f"{statement}.",
+        conditions=FAIR,
         rule=f"Mean log ratio of updates to two losses of Xavier's after the warm-up, {arm} minus {against}. {WORDS}",
         refuted_by="a difference below 0, or an interval inside the margin",
         tables=("anew",),
@@ -247,10 +248,10 @@ CLAIMS = (
         name="low-entropy-traps",
         chapter="plateaus",
         provenance="paper",
-        statement=(
-            "Low attention entropy makes the learning more likely to be trapped in plateaus (the first runs: one "
-            "layer, one head, reduced vocabulary, 408 updates of which 200 are warm-up, three seeds; starts of low "
-            "entropy: dispersed and concentrated eigenvalues)."
+        statement="Low attention entropy makes the learning more likely to be trapped in plateaus.",
+        conditions=(
+            "the first runs: one layer, one head, reduced vocabulary, 408 updates of which 200 are warm-up, three "
+            "seeds; starts of low entropy: dispersed and concentrated eigenvalues"
         ),
         rule=(
             "A run has a plateau when, after the warm-up, its validation loss falls for a while at less than half of a "
@@ -273,10 +274,10 @@ CLAIMS = (
         name="low-entropy-slows",
         chapter="plateaus",
         provenance="ours",
-        statement=(
-            "Starts of low attention entropy, dispersed and concentrated, learn more slowly than Xavier's (the same "
-            "runs; the dispersed start has weights six times as large, so that the steps of Adam are six times "
-            "smaller beside them)."
+        statement="Starts of low attention entropy, dispersed and concentrated, learn more slowly than Xavier's.",
+        conditions=(
+            "the same runs; the dispersed start has weights six times as large, so that the steps of Adam are six times"
+            " smaller beside them"
         ),
         rule=(
             "Mean training loss after the warm-up, difference to Xavier's of the same seed, paired 95% t interval "
@@ -313,7 +314,8 @@ CLAIMS = (
         name="low-entropy-traps-fairly",
         chapter="plateaus",
         provenance="paper",
-        statement=f"Low attention entropy at the start makes the learning rest on plateaus ({FAIR}).",
+        statement="Low attention entropy at the start makes the learning rest on plateaus.",
+        conditions=FAIR,
         rule=(
             "Longest plateau after the warm-up as a share of the updates after it, cold minus xavier and concentrated "
             f"minus even. {WORDS} Reproduced when both are, partly when one is; counted are runs with a plateau."

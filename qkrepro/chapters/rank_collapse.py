@@ -238,7 +238,8 @@ CLAIMS = (
         name="prevents-rank-collapse",
         chapter="rank_collapse",
         provenance="paper",
-        statement=f"A small eigenspectrum variance prevents rank collapse over 8 layers ({CONDITIONS}).",
+        statement="A small eigenspectrum variance prevents rank collapse over 8 layers.",
+        conditions=CONDITIONS,
         rule=RULE
         + "Partly when it holds in some and fails in others; inconclusive when it fails in none and some intervals "
         "leave it open.",
@@ -253,7 +254,8 @@ CLAIMS = (
         name="prevents-rank-collapse-deep",
         chapter="rank_collapse",
         provenance="paper",
-        statement=f"A small eigenspectrum variance prevents rank collapse over 24 layers ({CONDITIONS}).",
+        statement="A small eigenspectrum variance prevents rank collapse over 24 layers.",
+        conditions=CONDITIONS,
         rule=RULE + "The same stacks as for 8 layers, read at their end.",
         refuted_by="failing in some settings and holding in none",
         tables=("depth_end",),
@@ -267,9 +269,9 @@ CLAIMS = (
         chapter="rank_collapse",
         provenance="ours",
         statement=(
-            f"At equal mean a concentrated spectrum keeps tokens more different over 8 layers than a dispersed one "
-            f"({CONDITIONS})."
+            "At equal mean a concentrated spectrum keeps tokens more different over 8 layers than a dispersed one."
         ),
+        conditions=CONDITIONS,
         rule=(
             "In each setting (architecture, tokens, mean) the paired difference of the residuals after 8 layers, "
             "concentrated minus dispersed, is above 0: its median over seeds, by the interval of the sign test."

@@ -194,10 +194,8 @@ CLAIMS = (
         name="trained-heads-concentrate",
         chapter="real_weights",
         provenance="ours",
-        statement=(
-            "Nine in ten heads of all-MiniLM-L6-v2 are more concentrated than random ones of the same shape "
-            "(variance over squared mean of their d_head eigenvalues)."
-        ),
+        statement="Nine in ten heads of all-MiniLM-L6-v2 are more concentrated than random ones of the same shape.",
+        conditions="variance over squared mean of their d_head eigenvalues",
         rule=(
             "At least 90% of the heads lie in the lowest 2.5% of random draws; partly above 10%; inconclusive where "
             "the 95% binomial interval of the share holds both 10% and 90%."

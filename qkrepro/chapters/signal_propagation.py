@@ -263,8 +263,11 @@ CLAIMS = (
         provenance="derived",
         statement=(
             "Where eigenvalues are equal, the sign and size of the trace decide where the signal of a random walk "
-            "passes: late (tr M = λ), middle (4λ), their mirror images for the other sign, everywhere (|tr M|(T − "
-            "1)/2 < λ); a spectrum of trace zero and large norm is broad."
+            "passes, and a spectrum of trace zero and large norm is broad."
+        ),
+        conditions=(
+            "late at tr M = λ, in the middle at 4λ, their mirror images for the other sign, everywhere at "
+            "|tr M|(T − 1)/2 < λ"
         ),
         rule=(
             "By the exact law each regime has its centre and index: late centre > 0.6 and mirror < 0.4, both with "

@@ -235,10 +235,8 @@ CLAIMS = (
         name="linearisation-first-order",
         chapter="softmax_linearisation",
         provenance="reported",
-        statement=(
-            "A piecewise-linear function approximates softmax, here for independent Gaussian logits whose spread is up "
-            "to one temperature."
-        ),
+        statement="A piecewise-linear function approximates softmax.",
+        conditions="for independent Gaussian logits whose spread is up to one temperature",
         rule=(
             "The total error |S − A| grows with the spread of the logits to a power whose 95% interval over draws lies "
             "within 1.8 to 2.2, fitted at spreads up to 0.1: its first order is right. Partly when, besides, the error "

@@ -145,9 +145,9 @@ CLAIMS = (
         provenance="reported",
         statement=(
             "LocAteR concentrates the eigenspectrum: at the end of training N_W of W, or N_M of Σ^½ W Σ^½, is at least "
-            "twice the baseline's (τ = 1, κ = 1e-3, all words of WikiText-2, eleven passes, one layer, one head, five "
-            "seeds)."
+            "twice the baseline's."
         ),
+        conditions="τ = 1, κ = 1e-3, all words of WikiText-2, eleven passes, one layer, one head, five seeds",
         rule=(
             "Ratio of N to the baseline of the same seed, geometric mean over seeds with its 95% t interval: "
             "reproduced when for N_W or for N_M it is at least 2 and the interval lies above 1."

@@ -187,10 +187,10 @@ CLAIMS = (
         name="theory-sees-trained-models",
         chapter="theory_in_trained_models",
         provenance="ours",
-        statement=(
-            "The predicted profile of keys that are not saturated matches the one measured in trained models (random "
-            "walk, normal form, linearised softmax with λ = √d; one layer, one head, all words of WikiText-2, last "
-            "query, best checkpoint, κ = 0 and 1e-3)."
+        statement="The predicted profile of keys that are not saturated matches the one measured in trained models.",
+        conditions=(
+            "random walk, normal form, linearised softmax with λ = √d; one layer, one head, all words of WikiText-2, "
+            "last query, best checkpoint, κ = 0 and 1e-3"
         ),
         rule=(
             "Total variation between the two normalised profiles, mean of the models of a seed, with its 95% t "

@@ -270,8 +270,11 @@ CLAIMS = (
         provenance="ours",
         statement=(
             "Where at least one of the two is not flat over the sequence, the gradient mass of the true softmax sits "
-            "where the linearised probability says (concentrated and dispersed spectra of norm 4, four laws of tokens, "
-            "temperatures 0.25 to 4096, d = 64, T = 128)."
+            "where the linearised probability says."
+        ),
+        conditions=(
+            "concentrated and dispersed spectra of norm 4, four laws of tokens, temperatures 0.25 to 4096, d = 64, T = "
+            "128"
         ),
         rule=(
             "In each setting in which a profile is further than 0.2 from a flat one (total variation), the two "

@@ -51,12 +51,12 @@ class Threshold:
 class Claim:
     """One claim: its words, the conditions under which it is tested, its rule in words and as a function.
 
-    chapter: name of the chapter that saves the tables. statement: the claim with its conditions (sign of the mean,
-    temperature, law of tokens, layers). rule, refuted_by: what the function does, in words. tables: the names of the
-    tables that `rule` reads. quote: words of the abstract (arXiv 2402.02098), the only text of the paper we hold.
-    figure: name of the chapter's figure that shows it. threshold: None where no single number decides. setting: where a
-    claim of another paper was tested, such as "a grid world of 5 × 5 cells"; its outcome then reads "holds in" that
-    setting, because a small setting of ours reproduces nothing.
+    chapter: name of the chapter that saves the tables. statement: the claim in one sentence. conditions: of the test
+    (sign of the mean, temperature, law of tokens, layers), unless the statement names them. rule, refuted_by: what the
+    function does, in words. tables: the names of the tables that `rule` reads. quote: words of the abstract (arXiv
+    2402.02098), the only text of the paper we hold. figure: name of the chapter's figure that shows it. threshold: None
+    where no single number decides. setting: where a claim of another paper was tested, such as "a grid world of 5 × 5
+    cells"; its outcome then reads "holds in" that setting, because a small setting of ours reproduces nothing.
     """
 
     name: str
@@ -67,10 +67,16 @@ class Claim:
     refuted_by: str
     tables: tuple[str, ...]
     judge: Callable[[Tables], Verdict]
+    conditions: str = ""
     quote: str | None = None
     figure: str | None = None
     threshold: Threshold | None = None
     setting: str | None = None
+
+
+def claim_in_full(claim: Claim) -> str:
+    """Return the statement of a claim, and after it the conditions of the test."""
+    return f"{claim.statement} Tested here: {claim.conditions}." if claim.conditions else claim.statement
 
 
 def outcome_word(claim: Claim, outcome: Outcome) -> str:

@@ -70,7 +70,8 @@ class ShownVerdicts:
             title = f"{kind}: {outcome_in_setting(claim, verdict.outcome)}."
             because = f"{verdict.because[:1].upper()}{verdict.because[1:]}{self._mark()}.\n\n"
         summary = f"<summary><strong>{escape(title)}</strong> {escape(claim.statement)}</summary>"
-        rule = f"**Rule** ({claim.provenance}). {claim.rule} Refuted by: {claim.refuted_by}."
+        conditions = f"**Tested**: {claim.conditions}.\n\n" if claim.conditions else ""
+        rule = f"{conditions}**Rule** ({claim.provenance}). {claim.rule} Refuted by: {claim.refuted_by}."
         return f'<details class="numbers verdict-rule">{summary}\n\n{because}{rule}\n\n</details>'
 
     def _none(self) -> str:

@@ -11,13 +11,14 @@ import pandas as pd
 
 from qkrepro import chapters
 from qkrepro.errors import ArgumentError
-from qkrepro.evidence.claims import Claim, Verdict, judge, outcome_word, sensitivity
+from qkrepro.evidence.claims import Claim, Verdict, claim_in_full, judge, outcome_word, sensitivity
 from qkrepro.evidence.numbers import book_root, load_numbers, numbers_folder
 from qkrepro.files import write_atomically
 from qkrepro.publishing.notebooks import chapter_names
 from qkrepro.publishing.threshold_figures import png_of, threshold_alternative, threshold_figure
 
 STORED = "verdicts.csv"
+_MARKUP = re.compile(r"([\\`*_\[\]<$])")
 
 
 def all_claims() -> tuple[Claim, ...]:
@@ -45,7 +46,7 @@ def verdicts(folder: Path | None = None, of: Sequence[str] | None = None) -> pd.
                 "claim": entry.name,
                 "chapter": entry.chapter,
                 "provenance": entry.provenance,
-                "statement": entry.statement,
+                "statement": claim_in_full(entry),
                 "outcome": outcome_word(entry, verdict.outcome),
                 "setting": entry.setting,
                 "because": verdict.because,
@@ -69,10 +70,14 @@ def _how_to_complete(chapter: str) -> str:
     return "its chapter is not written yet"
 
 
-def short_statement(claim: Claim) -> str:
-    """Return a claim without its conditions: what stands in brackets, after a semicolon or after "here" is left out."""
-    words = re.sub(r"\s*\([^()]*(?:\([^()]*\)[^()]*)*\)", "", claim.statement)
-    return re.split(r";|, here |: late |\. ", words)[0].strip().rstrip(".") + "."
+def claim_link(claim: Claim) -> str:
+    """Return a link with the claim's words to the place on the claims page where its rule stands, in Markdown."""
+    return f"[{_plain(claim.statement)}](#claim-{claim.name})"
+
+
+def _plain(text: str) -> str:
+    """Return text with a backslash before every sign that means something in Markdown."""
+    return _MARKUP.sub(r"\\\1", text)
 
 
 def claims_page(table: pd.DataFrame, chapters_written: Sequence[str]) -> str:
@@ -93,7 +98,7 @@ def overview(entries: Sequence[tuple[Claim, Mapping[Hashable, Any]]], chapters_w
     columns = ["claim", "chapter", "verdict", "cases that hold", "provenance"]
     rows = [
         [
-            f"{{ref}}`{table_cell(short_statement(entry))} <claim-{entry.name}>`",
+            table_cell(claim_link(entry)),
             _chapter_link(entry.chapter, chapters_written),
             verdict_badge(row["outcome"]),
             cases_bar(row),
@@ -127,7 +132,7 @@ def _details(entry: Claim, row: Mapping[Hashable, Any], chapters_written: Sequen
     written = entry.chapter in chapters_written
     place = f" in {entry.setting}" if entry.setting else ""
     lines = {
-        "claim": entry.statement,
+        "claim": claim_in_full(entry),
         "verdict": f"**{row['outcome']}**{place}",
         "numbers": row["because"],
         "provenance": entry.provenance,
@@ -140,7 +145,7 @@ def _details(entry: Claim, row: Mapping[Hashable, Any], chapters_written: Sequen
     quote = f'> "{entry.quote}" (abstract, {{cite}}`bao2024self`)\n\n' if entry.quote else ""
     first, *rest = (f"| {name} | {table_cell(value)} |" for name, value in lines.items())
     body = "\n".join([first, "| --- | --- |", *rest])
-    head = f"::::{{dropdown}} {short_statement(entry)} {verdict_badge(row['outcome'])}\n:name: claim-{entry.name}\n"
+    head = f"::::{{dropdown}} {_plain(entry.statement)} {verdict_badge(row['outcome'])}\n:name: claim-{entry.name}\n"
     return f"{head}:class-container: claim\n\n{quote}{body}\n{_threshold(entry)}::::\n"
 
 

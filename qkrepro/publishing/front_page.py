@@ -14,7 +14,7 @@ from PIL import Image
 from qkrepro import __version__
 from qkrepro.errors import NotebookError
 from qkrepro.evidence.claims import Outcome
-from qkrepro.publishing.claims_pages import all_claims, cases_bar, short_statement, verdict_badge
+from qkrepro.publishing.claims_pages import all_claims, cases_bar, claim_link, verdict_badge
 from qkrepro.publishing.head_drawing import head_drawing
 from qkrepro.publishing.notebooks import png_outputs, read_notebook
 from qkrepro.publishing.revision import book_revision, last_change
@@ -72,7 +72,7 @@ def verdict_strip(table: pd.DataFrame) -> str:
     for provenance, words in OF_THE_PAPER.items():
         items = []
         for row in table[table["provenance"] == provenance].to_dict("records"):
-            claim = f"{{ref}}`{short_statement(claims[row['claim']])} <claim-{row['claim']}>`"
+            claim = claim_link(claims[row["claim"]])
             chapter = f"{{doc}}`../notebooks/{row['chapter']}`"
             answer = f"{verdict_badge(row['outcome'])} {cases_bar(row)} {chapter}"
             picture = f"![](generated/thumbnail-{row['chapter']}.png)"

@@ -11,7 +11,7 @@ import yaml
 from qkrepro.errors import ArgumentError
 from qkrepro.evidence.claims import Claim
 from qkrepro.files import write_atomically
-from qkrepro.publishing.claims_pages import all_claims, short_statement, table_cell, verdict_badge, verdicts
+from qkrepro.publishing.claims_pages import all_claims, claim_link, table_cell, verdict_badge, verdicts
 
 PART = "Neighbours"  # caption of the part in _toc.yml
 COLUMNS = ("chapter", "claim", "outcome", "in which setting of ours", "what the spectrum says")
@@ -56,4 +56,4 @@ def _source(arxiv: str) -> str:
 
 
 def _cells(claim: Claim, outcome: str) -> list[str]:
-    return [f"{{ref}}`{short_statement(claim)} <claim-{claim.name}>`", verdict_badge(outcome), claim.setting or "–"]
+    return [claim_link(claim), verdict_badge(outcome), claim.setting or "–"]

@@ -18,9 +18,7 @@ from qkrepro.publishing.revision import file_revision
 from qkrepro.training.records import is_recorded, read_run
 
 EXACT = "no randomness"
-COMPUTED_HERE = re.compile(  # captions of figures that rest on no record, in chapters that read some
-    "no randomness|while this page was executed|synthetic text|random start|random tokens|made learning|example text"
-)
+COMPUTED_HERE = "computed-here"  # tag of the cell of a figure that rests on no record, in a chapter that reads some
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class FigureOrigin:
     """One figure: what drew it, with which profile and seeds, from which records, and the command that draws it again.
 
     cell: number that the cell bears in the executed notebook. seeds, reads: of the whole chapter. chance: what the
-    figure itself owes to chance. recorded: whether its caption leaves it to the records that the chapter reads.
+    figure itself owes to chance. recorded: whether it rests on the records that the chapter reads.
     revision: of the commit that holds the outputs shown.
     """
 
@@ -71,7 +69,9 @@ def figure_origins(root: Path, profile: str = COMMITTED_PROFILE) -> list[FigureO
         for cell in read_notebook(chapter.target).cells:
             figure = cell.metadata.get("mystnb", {}).get("figure", {})
             if name := figure.get("name"):
-                origins.append(_origin(chapter, name, figure.get("caption", ""), cell.execution_count, revision))
+                made_here = COMPUTED_HERE in cell.metadata.get("tags", [])
+                place = (cell.execution_count, revision)
+                origins.append(_origin(chapter, name, figure.get("caption", ""), *place, made_here=made_here))
     return origins
 
 
@@ -129,12 +129,11 @@ def _records_section(figures: Sequence[FigureOrigin], records: Sequence[RecordOr
     return "\n".join(parts)
 
 
-def _origin(chapter: Chapter, name: str, caption: str, cell: int, revision: str) -> FigureOrigin:
+def _origin(chapter: Chapter, name: str, caption: str, cell: int, revision: str, *, made_here: bool) -> FigureOrigin:
     seeds = ", ".join(f"{key} = {chapter.parameters[key]}" for key in ("seed", "seeds") if key in chapter.parameters)
     option = "--force" if chapter.profile == COMMITTED_PROFILE else f"--profile {chapter.profile} --force"
     command = f"qkrepro figures {chapter.name} {option}"
-    recorded = any(name.startswith("results/") for name in chapter.reads)
-    recorded &= "WikiText-2" in caption or not COMPUTED_HERE.search(caption)
+    recorded = not made_here and any(name.startswith("results/") for name in chapter.reads)
     made = (chapter.name, cell, chapter.profile, seeds, chapter.reads, revision, command)
     return FigureOrigin(name, *made, _chance(caption, chapter.parameters, recorded=recorded), recorded)
 

@@ -3,14 +3,16 @@
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 
 import qkrepro as qk
-from qkrepro.publishing.claims_pages import all_claims, claims_page, short_statement
+from qkrepro.publishing.claims_pages import all_claims, claim_link, claims_page
 from qkrepro.publishing.front_page import chapter_map
 
 ROOT = Path(__file__).parents[2]
@@ -113,12 +115,18 @@ def test_a_bar_in_a_rule_does_not_end_its_cell():
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {bars}
 
 
-def test_a_claim_in_short_is_one_sentence_without_its_conditions():
+def test_a_claim_is_one_sentence_with_its_conditions_apart():
     for claim in all_claims():
-        short = short_statement(claim)
-        assert 20 < len(short) < 185, claim.name
-        assert not re.search(r"[();]", short), claim.name
-        assert short.removesuffix(".")[:20] == claim.statement[:20] or "(" in claim.statement[:20]
+        assert 20 < len(claim.statement) < 185, claim.name
+        assert claim.statement.endswith("."), claim.name
+        assert not re.search(r"[();]", claim.statement), claim.name
+        assert claim.conditions == claim.conditions.strip(" ."), claim.name
+
+
+def test_a_link_to_a_claim_shows_its_signs_as_they_are():
+    claim = replace(all_claims()[0], name="sum", statement="A sum *of* a_i < b_j is [here].")
+    page = html.unescape(MarkdownIt().render(claim_link(claim)))
+    assert page == '<p><a href="#claim-sum">A sum *of* a_i < b_j is [here].</a></p>\n'
 
 
 def built_article(built, page):
