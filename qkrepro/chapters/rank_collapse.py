@@ -153,7 +153,8 @@ def plot_attention_patterns(attention: Tensor, titles: Sequence[str], axes: Sequ
     """
     for axis, weights, title in zip(axes, attention, titles, strict=True):
         image = _plot_pairs(weights, axis, PowerNorm(0.4, vmin=0, vmax=1))
-        axis.set(title=title, xlabel="key", ylabel="query")
+        axis.set(xlabel="key", ylabel="query")
+        axis.set_title(title, fontsize="small")
         axis.label_outer()
     return image
 

@@ -104,15 +104,24 @@ class Page:
         tables: tidy tables by name, as the rules read them. numbers: what the prose cites. Raises ArgumentError when a
         rule lacks a table.
         """
-        from myst_nb import glue
-
         save_numbers(self.name, self.profile, tables)
         for key, value in (numbers or {}).items():
             plain = value if isinstance(value, str | int) else significant(float(value), GLUED_DIGITS)
-            glue(f"{self.name}-{key}", plain, display=False)
+            glue(f"{self.name}-{key}", plain)
         kept, judged = stored(tables), self.profile == COMMITTED_PROFILE
         verdicts = {claim: judge(claim, kept) if judged else None for claim in self.claims}
         return ShownVerdicts(verdicts, self.profile, changed_parameters(self.name))
+
+
+def glue(name: str, value: str | float) -> None:
+    """Keep a value in the notebook for pages to cite by name, as `myst_nb.glue` does, whose import takes a second."""
+    from IPython.core.display_functions import publish_display_data
+    from IPython.core.formatters import format_display_data
+
+    data, metadata = format_display_data(value)
+    prefix = "application/papermill.record/"
+    scrap = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    publish_display_data({prefix + kind: text for kind, text in data.items()}, metadata | scrap)
 
 
 def open_page(chapter: ModuleType, profile: str, *, threads: int = 1) -> Page:

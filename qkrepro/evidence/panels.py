@@ -89,7 +89,7 @@ def store_panels() -> None:
         return
 
     def picture(figure: Figure) -> Any:
-        png = print_figure(figure)  # type: ignore[no-untyped-call]
+        png = print_figure(figure)
         cuts = panel_pieces(figure) if png else {}
         whole = with_text(png, KEY, json.dumps(cuts, separators=(",", ":"))) if cuts else png
         return base64.b64encode(whole).decode("ascii") if whole else None
