@@ -247,10 +247,10 @@ CLAIMS = (
     Claim(
         name="low-entropy-traps",
         chapter="plateaus",
-        provenance="paper",
-        statement="Low attention entropy makes the learning more likely to be trapped in plateaus.",
+        provenance="ours",
+        statement="In the first runs low attention entropy traps the learning in plateaus more often.",
         conditions=(
-            "the first runs: one layer, one head, reduced vocabulary, 408 updates of which 200 are warm-up, three "
+            "one layer, one head, reduced vocabulary, 408 updates of which 200 are warm-up, three "
             "seeds; starts of low entropy: dispersed and concentrated eigenvalues"
         ),
         rule=(
@@ -261,7 +261,6 @@ CLAIMS = (
         refuted_by="no run from a start of low entropy has a plateau",
         tables=("plateaus",),
         judge=low_entropy_traps,
-        quote="making the learning dynamics more likely to be trapped in plateaus",
         figure="fig-starts",
         threshold=Threshold(
             "share of the later rate below which a stretch is a plateau",
@@ -314,7 +313,7 @@ CLAIMS = (
         name="low-entropy-traps-fairly",
         chapter="plateaus",
         provenance="paper",
-        statement="Low attention entropy at the start makes the learning rest on plateaus.",
+        statement="Low attention entropy makes the learning more likely to be trapped in plateaus.",
         conditions=FAIR,
         rule=(
             "Longest plateau after the warm-up as a share of the updates after it, cold minus xavier and concentrated "
