@@ -186,8 +186,8 @@ def plot_windows(summary: pd.DataFrame, axes: Sequence[Axes], titles: Mapping[st
                 label = f"{quantity}, {name}"
                 axis.plot(line["mean_scaled"], line["estimate"], line_style, color=colour, label=label, linewidth=1.8)
                 axis.fill_between(line["mean_scaled"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
-        for low, high in _safe_spans(rows):
-            axis.axvspan(low, high, color=SAFE_COLOUR, alpha=0.15, linewidth=0)
+        for mean in rows.loc[least & rows["safe"].astype(bool), "mean_scaled"].unique():
+            axis.axvspan(mean - 1, mean + 1, color=SAFE_COLOUR, alpha=0.25, linewidth=0)
         axis.axhline(HALF, color=INK, linestyle=":", linewidth=1)
         axis.set(title=(titles or {}).get(str(panel), panel), ylim=(0, 1.08), xlabel="mean ξ/λ")
 
@@ -211,12 +211,6 @@ def _label_safe(axis: Axes, safe: pd.DataFrame) -> None:
         middle = (safe["mean_scaled"].mean(), float(np.exp(np.log(safe["dispersion"]).mean())))
         x, y = axis.transAxes.inverted().transform(axis.transData.transform(middle))
         label_region(axis, x, y, "safe", fontsize=13)
-
-
-def _safe_spans(rows: pd.DataFrame) -> list[tuple[float, float]]:
-    cells = rows[rows["dispersion"] == rows["dispersion"].min()].groupby("mean_scaled")["safe"].first()
-    edges = _edges(cells.index.to_numpy(float))
-    return [(edges[i], edges[i + 1]) for i, safe in enumerate(cells) if safe]
 
 
 def _at_depth(table: pd.DataFrame, *, deep: bool) -> pd.DataFrame:

@@ -387,7 +387,8 @@ CLAIMS = (
         provenance="ours",
         statement="After eight layers the window of means without either collapse is wider for a random walk than for "
         "independent tokens and for tokens at equal angles.",
-        rule="At each length and for each other law the paired 95% interval of the difference in octaves lies above 0.",
+        rule="At each length and for each other law the paired 95% interval of the difference in octaves is decided "
+        "when it leaves out 0; reproduced when at least half are decided and all of these lie above 0.",
         refuted_by="fewer than half of the decided comparisons above 0; inconclusive when fewer than half are decided",
         tables=("widths",),
         judge=walk_is_wider,
@@ -399,8 +400,8 @@ CLAIMS = (
         provenance="ours",
         statement="For independent tokens and a mean between log T and 2 log T a dispersed spectrum has more entropy "
         "than one without variance.",
-        rule="At each such mean the paired 95% interval of the gain lies above 0, at the dispersion that the exact "
-        "expectation names.",
+        rule="At each such mean the paired 95% interval of the gain, at the dispersion that the exact expectation "
+        "names, is decided when it leaves out 0; reproduced when at least half are decided, and all of these above 0.",
         refuted_by="fewer than half of the decided means above 0; inconclusive when fewer than half are decided",
         tables=("dispersion",),
         judge=dispersion_raises_entropy,

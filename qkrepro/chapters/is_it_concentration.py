@@ -181,8 +181,9 @@ def judge_outcome(tables: Tables, margin: float | None = None, *, outcome: str, 
     """
     table = tables["confirmation"]
     counts = table["role"].value_counts()
-    if min(counts.get("concentrating", 0), counts.get(against, 0)) < CONFIRMATION_SEEDS:
-        counted = ", ".join(f"{name} {counts.get(name, 0)}" for name in ("concentrating", against))
+    needed = dict.fromkeys(("concentrating", against, BASELINE))
+    if min(counts.get(role, 0) for role in needed) < CONFIRMATION_SEEDS:
+        counted = ", ".join(f"{role} {counts.get(role, 0)}" for role in needed)
         so_far = f"runs of the confirmation so far: {counted}; {CONFIRMATION_SEEDS} of each are planned"
         return Verdict("not run", so_far)
     arm = table.loc[table["role"] == "concentrating", "arm"].iloc[0]
@@ -309,7 +310,8 @@ def _outcome_claim(name: str, outcome: str, statement: str, against: str = BASEL
         statement=f"{statement}.",
         conditions=CONFIRMED,
         rule=f"Paired differences of {outcome} over five new seeds, by the words of results/PLAN.md with a margin of "
-        f"{bound:g}; Holm's correction over the comparisons; only where N_W or N_M is at least twice the baseline's.",
+        f"{bound:g}; Holm's correction over the comparisons; only where N_W or N_M is at least twice the "
+        "baseline's (mean ratio over seeds, its interval above 1).",
         refuted_by="a difference on the worse side after Holm's correction, or an interval inside the margin",
         tables=("confirmation",),
         judge=rule,

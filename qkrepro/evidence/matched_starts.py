@@ -76,7 +76,12 @@ def arm_differences(runs: pd.DataFrame, arm: str, against: str, outcome: str) ->
 
 
 def failed_checks(runs: pd.DataFrame) -> list[str]:
-    """Return what of the manipulation check fails, in words: entropies matched and apart, norms equal at update 0."""
+    """Return what of the manipulation check fails, in words: entropies matched and apart, norms equal at update 0.
+
+    What is missing or not a number fails too.
+    """
+    if runs[["entropy", "frobenius"]].isna().any(axis=None):
+        return ["an entropy or a norm at update 0 is missing"]
     pairs = [(pair, arm_differences(runs, *pair, "entropy").abs()) for pair in (*MATCHED, *LOW_AGAINST_HIGH)]
     failed = [
         f"entropies of {a} and {b} differ by {gap.max():.2f}" for (a, b), gap in pairs[:3] if gap.max() > TOLERANCE

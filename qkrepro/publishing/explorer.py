@@ -37,12 +37,12 @@ LEGEND = {  # of `explorer_marks.STATES`
     "both": "both",
     "open": "undecided",
 }
-PRESETS = {  # one place of each state, on random walks with the true softmax after 8 layers
-    "neither collapse": (16.0, 0.5),
-    "tokens alike": (0.0, 0.5),
-    "few tokens": (40.0, 0.5),
-    "both": (-16.0, 0.5),
-    "Xavier": (0.0, 1.0),
+PRESETS = {  # a place and its state on random walks with the true softmax after 8 layers; other maps seek the nearest
+    "neither collapse": (16.0, 0.5, "safe"),
+    "tokens alike": (0.0, 0.5, "alike"),
+    "few tokens": (40.0, 0.5, "few"),
+    "both": (-16.0, 0.5, "both"),
+    "Xavier": (0.0, 1.0, ""),
 }
 
 
@@ -139,8 +139,8 @@ def page_fragment(groups: Mapping[str, MarkGroup], values: Mapping[str, Any]) ->
     reach = math.log1p(grid["means"][-1] / BEND)
     low, high = (math.log2(grid["dispersions"][end]) for end in (0, -1))
     presets = "".join(
-        f'<button type="button" data-mean="{x:g}" data-dispersion="{y:g}">{html.escape(name)}</button>'
-        for name, (x, y) in PRESETS.items()
+        f'<button type="button" data-mean="{x:g}" data-dispersion="{y:g}" data-goal="{goal}">{name}</button>'
+        for name, (x, y, goal) in PRESETS.items()
     )
     legend = "".join(f'<span><i data-state="{state}"></i>{words}</span>' for state, words in LEGEND.items())
     boxes = "".join(_mark_box(key, group) for key, group in groups.items())
@@ -176,7 +176,7 @@ def page_fragment(groups: Mapping[str, MarkGroup], values: Mapping[str, Any]) ->
 <figure class="explorer-narrow"><div class="explorer-eigenvalues" data-part="eigenvalues" role="img"
  aria-label="The {values["sizes"]["dim"]} eigenvalues of W over λ, and their mean"><div></div></div>
 <figcaption>Its {values["sizes"]["dim"]} eigenvalues over λ; ◆ their mean</figcaption>
-<dl><dt class="explorer-entropy">attention entropy</dt><dd data-part="entropy-text"></dd>
+<dl><dt class="explorer-entropy">attention entropy, first layer</dt><dd data-part="entropy-text"></dd>
 <dt class="explorer-residual">difference between tokens</dt><dd data-part="residual-text"></dd></dl></figure>
 </div>
 <figure><div class="explorer-depth" data-part="depth" role="img" aria-label="Both ratios over 24 layers; the text under

@@ -83,12 +83,12 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     root: the checkout. profile: whose outputs are shown. Raises SiteError when a page is missing (draft: it is left
     out).
     """
-    if profile == COMMITTED_PROFILE:
-        write_pages()
-        write_neighbours(root)
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "numbers", "profiles")
     for folder in ("book", "notebooks"):
         shutil.copytree(root / folder, work / folder, ignore=unwanted)
+    if profile == COMMITTED_PROFILE:  # as the numbers say now; `qkrepro claims --write` stores them in the checkout
+        write_pages(work / "book" / "generated")
+        write_neighbours(root, work / "book" / "generated")
     shutil.copy2(root / "CHANGELOG.md", work / "book" / "changelog.md")
     if profile != COMMITTED_PROFILE:
         for notebook in sorted((root / "_build" / profile / "notebooks").glob("*.ipynb")):

@@ -174,7 +174,7 @@ def test_windows_shade_exactly_the_means_that_are_safe_at_the_least_dispersion(a
     plot_windows(pd.DataFrame(rows).assign(estimate=0.5, low=0.4, high=0.6), axes)
     spans = [patch for patch in axes[1].patches if patch.get_width() != 0]
     assert len(spans) == 1
-    assert (spans[0].get_x(), spans[0].get_width()) == pytest.approx((4.0, 8.0))
+    assert (spans[0].get_x(), spans[0].get_width()) == pytest.approx((7.0, 2.0))
 
 
 def test_region_labels_sit_at_fractions_of_the_axes(axes):

@@ -72,6 +72,13 @@ def test_the_word_follows_the_paired_differences(claim, outcome):
         assert verdict.holds == {"reproduced": 5, "partly": 5, "not reproduced": 0}.get(outcome, verdict.holds)
 
 
+def test_without_the_baseline_of_a_seed_there_is_no_check_and_no_verdict():
+    table = confirmation(effect=4)
+    table = table[(table["role"] != "baseline") | (table["seed"] > 10)]
+    for claim in (claim for claim in CLAIMS if claim.tables == ("confirmation",)):
+        assert judge(claim, {"confirmation": table}).outcome == "not run", claim.name
+
+
 def test_equal_arms_are_not_reproduced_because_the_interval_is_inside_the_margin():
     assert judge_outcome({"confirmation": confirmation(effect=0.0)}, outcome="entropy").outcome == "not reproduced"
 

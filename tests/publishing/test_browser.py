@@ -328,6 +328,23 @@ def test_the_switches_change_the_map_and_the_word_for_the_point(address: str, br
     page.close()
 
 
+def test_a_button_leads_to_the_state_it_names_on_every_map_or_is_off(address: str, browser: object) -> None:
+    page = opened_plane(address, browser, reduced_motion="reduce")
+    words = {"safe": "Safe", "alike": "Tokens become alike", "few": "Attention on few tokens", "both": "Both collapses"}
+    used = 0
+    for tokens in page.locator("input[name=explorer-tokens]").all():
+        tokens.check(force=True)
+        page.wait_for_timeout(60)
+        for button in page.locator("button[data-goal]:not([data-goal=''])").all():
+            if button.is_enabled():
+                button.click()
+                page.wait_for_timeout(60)
+                assert page.locator("[data-part=verdict]").inner_text() == words[button.get_attribute("data-goal")]
+                used += 1
+    assert used > len(words)
+    page.close()
+
+
 def test_the_plane_is_above_the_fold_and_a_frame_of_it_takes_less_than_a_sixtieth_of_a_second(
     address: str, browser: object
 ) -> None:

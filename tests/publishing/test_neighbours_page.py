@@ -28,7 +28,7 @@ def test_a_chapter_of_the_part_names_its_source_and_what_the_spectrum_says(chapt
 def test_every_claim_of_the_part_has_one_row_and_every_chapter_is_named_once() -> None:
     rows = [line for line in neighbours_page(book_root(), verdicts()).splitlines() if line.startswith("|")][2:]
     claims = [claim for claim in all_claims() if claim.chapter in CHAPTERS]
-    assert [claim.name for claim, row in zip(claims, rows, strict=True) if f"<claim-{claim.name}>" not in row] == []
+    assert [claim.name for claim, row in zip(claims, rows, strict=True) if f"(#claim-{claim.name})" not in row] == []
     assert [sum(f"/{chapter}`" in row for row in rows) for chapter in CHAPTERS] == [1] * len(CHAPTERS)
     assert {row.replace("\\|", "").count("|") for row in rows} == {6}
 

@@ -176,6 +176,16 @@
     find("counted").textContent = `The safe region of this map holds ${parts.join(", ")}.`;
   };
 
+  // -- the buttons: the place that each names, or on other maps the nearest cell of the same state; none without one
+  const presets = page.querySelectorAll("button[data-mean]");
+  const goalOf = ({ dataset }) => {
+    const [mean, dispersion] = [Number(dataset.mean), Number(dataset.dispersion)];
+    if (!dataset.goal) return [mean, dispersion];
+    const far = ([x, y]) => Math.hypot(bend(x) - bend(mean), Math.log(y / dispersion) / 2);
+    const cells = each((column, row) => ({ state: stateAt(column, row), place: [grid.means[column], grid.dispersions[row]] }));
+    return cells.filter(({ state }) => state === dataset.goal).map(({ place: at }) => at).sort((a, b) => far(a) - far(b))[0];
+  };
+
   // -- the point
   const handle = find("handle"), plane = find("plane");
   const sliders = { mean: find("mean"), dispersion: find("dispersion"), layer: find("layer") };
@@ -232,7 +242,8 @@
     find("verdict").dataset.state = here;
     find("point").textContent = point;
     find("entropy-text").textContent = `${percent(course[1].entropy)} of uniform`;
-    find("residual-text").textContent = `${percent(at.residual)} after ${layer}, ${percent(last.residual)} after ${sizes.layers}`;
+    const ends = [...new Set([layer, sizes.layers])];
+    find("residual-text").textContent = ends.map((end) => `${percent(course[end].residual)} after ${end}`).join(", ");
     find("cell").textContent = `ξ/λ = ${number(grid.means[column])}, dispersion ${number(grid.dispersions[row])}`;
     find("single").textContent = `this one keeps ${percent(single)} of the entropy of uniform attention`;
     return `${point}, ${tokens} tokens, ${softmax} softmax. ${find("verdict").textContent} at ${layer} layers. `
@@ -279,6 +290,7 @@
     views.plane.run();
     views.depth.signal("layer", chosen.layer);
     countMarks();
+    for (const button of presets) button.disabled = !goalOf(button);
     request();
   };
 
@@ -321,9 +333,9 @@
     select.addEventListener("change", () => { chosen[select.dataset.part] = Number(select.value); request(); });
   }
   let flight = 0;
-  for (const button of page.querySelectorAll("button[data-mean]")) {
+  for (const button of presets) {
     button.addEventListener("click", () => {
-      const [mean, dispersion] = [Number(button.dataset.mean), Number(button.dataset.dispersion)];
+      const [mean, dispersion] = goalOf(button);
       cancelAnimationFrame(flight);
       if (calm.matches) return move(mean, dispersion);
       const from = [bend(chosen.mean), Math.log(chosen.dispersion)], start = performance.now();
