@@ -21,8 +21,9 @@ def _tables(chapter: str):
 
 
 def _number(tables, chapter: str):
-    """Place of the largest floating-point number of a chapter, in a table that has a rule of its own where one has."""
-    named = [name for name in tables if name in RULES.get(chapter, {})] or list(tables)
+    """Place of a chapter's largest floating-point number, in a table of several rows, with a rule of its own if any."""
+    several = [name for name, table in tables.items() if max(map(len, table.values())) > 1]
+    named = [name for name in several if name in RULES.get(chapter, {})] or several
     places = [
         (abs(value), name, column, row)
         for name in named
