@@ -40,7 +40,7 @@ document.addEventListener("DOMContentLoaded", () => {
   };
 
   const stackAll = () => narrow.matches
-    && document.querySelectorAll("article figure:not(.stacked) img[data-panels]").forEach(stack);
+    && document.querySelectorAll("article figure:not(.stacked, .whole) img[data-panels]").forEach(stack);
   stackAll();
   narrow.addEventListener("change", stackAll);
 
