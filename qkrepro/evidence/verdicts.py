@@ -1,8 +1,8 @@
 """What verdicts are made of: outcomes, thresholds and how cases add up.
 
-Each rule was written before its data, and stands in the module of its chapter. A rule that finds too little data
-answers "not run". Tables and columns are those that `save_numbers` keeps for the chapter; each docstring names them.
-Thresholds are choices of ours.
+Each rule stands in the module of its chapter; the book's page "Claims and verdicts" says which were written before
+their data. A rule that finds too little data answers "not run". Tables and columns are those that `save_numbers` keeps
+for the chapter; each docstring names them. Thresholds are choices of ours.
 """
 
 from collections.abc import Mapping
