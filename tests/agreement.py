@@ -49,7 +49,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "heads_in_the_wild": {"heads": WEIGHTS},
     "parallel_context": {"encodings": WEIGHTS, "heads": WEIGHTS, "correlation": RANKS},
     "sparse_mask": {"damage": WEIGHTS, "correlation": RANKS},
-    "waiver_tokens": {"values": RANKS, "moved": WEIGHTS, "correlation": RANKS},
+    "waiver_tokens": {"values": RANKS, "moved": WEIGHTS, "correlation": RANKS, "own": TRAINING},
     "catch_tag_release": {"outliers": WEIGHTS},
     "grounded_questions": {"results": SINGLE, "spectra": SINGLE},
     "locater": {"live": _training("estimate", "kappa")},

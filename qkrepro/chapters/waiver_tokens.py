@@ -18,6 +18,7 @@ from qkrepro.evidence.claims import Claim, Tables, Threshold, Verdict
 from qkrepro.evidence.style import interval_ends
 from qkrepro.evidence.verdicts import above, correlation_verdict, settings_verdict
 from qkrepro.models.minilm import minilm_network
+from qkrepro.models.transformer import LanguageModel, Layer
 from qkrepro.theory.statistics import intervals, t_interval
 
 READS = ("notebooks/texts/walk.txt",)
@@ -61,6 +62,26 @@ def _of_head(received: Any, norms: Tensor) -> dict[str, float | bool]:
         "share": float(received[0] + received[-1]),
         "carried": float((carried[0] + carried[-1]) / carried.sum()),
     }
+
+
+@torch.no_grad()
+def own_values(model: LanguageModel, tokens: Tensor) -> pd.DataFrame:
+    """Return the same of a causal model of ours on tokens (sequences, T), one row a sequence, layer and head.
+
+    received: mean attention of the most attended of the first T/2 tokens, from the later queries, which see them all;
+    first: that of the first token; value: the value norm of the former over the median one.
+    """
+    rows, half = [], tokens.shape[1] // 2
+    for layer, (trace, block) in enumerate(zip(model.trace(tokens), model.layers, strict=True)):
+        assert isinstance(block, Layer)
+        received = trace.attention[:, :, half:, :half].double().mean(2)  # (sequences, heads, T/2)
+        heads = received.shape[1]
+        norms = block.attention.value(trace.inputs).double().unflatten(-1, (heads, -1)).norm(dim=-1)[:, :half]
+        for sequence, head in np.ndindex(*received.shape[:2]):
+            values, top = norms[sequence, :, head], int(received[sequence, head].argmax())
+            own = {"received": float(received[sequence, head, top]), "first": float(received[sequence, head, 0])}
+            rows.append({"sequence": sequence, "layer": layer} | own | {"value": float(values[top] / values.median())})
+    return pd.DataFrame(rows)
 
 
 def arrangements(window: Tensor) -> dict[str, tuple[Tensor, dict[str, int]]]:

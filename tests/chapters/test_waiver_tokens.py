@@ -1,5 +1,7 @@
 """Waiver tokens: their rules on data that support, refute or say nothing, and orders that hold the same tokens."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -12,8 +14,11 @@ from qkrepro.chapters.waiver_tokens import (
     TRAINED,
     _of_head,
     arrangements,
+    own_values,
 )
 from qkrepro.evidence.claims import claim_named, judge
+from qkrepro.training.live_model import trained_live
+from qkrepro.training.tables import LIVE
 
 SIGNS = (1, -1, 1, -1)
 
@@ -93,3 +98,20 @@ def test_a_head_that_pays_for_nothing_carries_nothing():
     assert found["share"] == pytest.approx(0.7)
     assert found["carried"] == pytest.approx(0.3 / 0.7)
     assert found["rank"] < -0.9
+
+
+def test_a_model_of_ours_is_measured_on_queries_that_see_all_keys_that_count():
+    model, tokens = trained_live(replace(LIVE, epochs=0.1, layers=2), sequences=3)
+    measured = own_values(model, tokens)
+    with torch.no_grad():
+        trace = model.trace(tokens)[1]
+        norms = model.layers[1].attention.value(trace.inputs[2]).norm(dim=-1)
+    half = tokens.shape[1] // 2
+    assert tokens.shape == (3, LIVE.length)
+    assert measured[["sequence", "layer"]].value_counts().to_dict() == {(s, n): 1 for s in range(3) for n in range(2)}
+    row = measured.query("sequence == 2 and layer == 1").iloc[0]
+    paid = trace.attention[2, 0, half:, :half].double().mean(0)
+    values = norms[:half]
+    assert row["received"] == pytest.approx(float(paid.max()))
+    assert row["first"] == pytest.approx(float(paid[0]))
+    assert row["value"] == pytest.approx(float(values[paid.argmax()] / values.median()), rel=1e-6)
