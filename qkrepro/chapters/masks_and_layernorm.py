@@ -96,7 +96,7 @@ def decays_exponentially(tables: Tables) -> Verdict:
         elif len(group) > 1:
             cases[f"{mask}, {spectrum}"] = above(t_interval(group["late"] - SLOWED * group["early"]), 0)
     return settings_verdict(
-        cases, f"late rate of tokens in two halves that do not see each other: at most {control:.2g}"
+        cases, f"late rate of tokens in two halves that do not see each other: at most {control:.0e}"
     )
 
 
