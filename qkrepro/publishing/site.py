@@ -73,6 +73,9 @@ def build_site(profile: str = COMMITTED_PROFILE, *, draft: bool = False, log: Ca
             log(f"site: {problem}")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(built, target)
+    if profile == COMMITTED_PROFILE:  # only now: a build that fails stores nothing
+        write_pages()
+        write_neighbours(root)
     log(f"site: {len(pages)} pages in {time.perf_counter() - start:.1f} s, {describe_size(target)}")
     return target
 
@@ -86,7 +89,7 @@ def stage(root: Path, work: Path, profile: str, *, draft: bool = False) -> list[
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "numbers", "profiles")
     for folder in ("book", "notebooks"):
         shutil.copytree(root / folder, work / folder, ignore=unwanted)
-    if profile == COMMITTED_PROFILE:  # as the numbers say now; `qkrepro claims --write` stores them in the checkout
+    if profile == COMMITTED_PROFILE:
         write_pages(work / "book" / "generated")
         write_neighbours(root, work / "book" / "generated")
     shutil.copy2(root / "CHANGELOG.md", work / "book" / "changelog.md")
